@@ -1,0 +1,1 @@
+"""The cellar: what was learned, kept and found again (orbax, safetensors, numpy)."""

@@ -1,0 +1,1 @@
+"""TFDS builders, one public data set a file: address, checksum, licence, citation."""

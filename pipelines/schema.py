@@ -1,0 +1,142 @@
+"""What a batch and a dataset are: keys, dtypes, shapes, padding id 0; checks one."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """Bad input data. The message says what was expected, what was found, where, what to do."""
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different length in two flat arrays: row r is values[offsets[r]:offsets[r+1]]."""
+
+    values: np.ndarray  # [e]
+    offsets: np.ndarray  # int64 [rows+1]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [rows]."""
+        return np.diff(self.offsets)
+
+    def take(self, rows: np.ndarray) -> "Ragged":
+        """The named rows, in that order."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        return Ragged(self.values[np.repeat(self.offsets[:-1][rows], lengths) + within], offsets)
+
+    def padded(self, width: int) -> np.ndarray:
+        """[rows, width]: the last `width` values of each row, left-aligned, 0 behind them."""
+        kept = np.minimum(self.lengths, width)
+        columns = np.arange(width)
+        filled = columns < kept[:, None]
+        where = (self.offsets[1:] - kept)[:, None] + columns
+        safe = np.where(filled, where, 0)
+        values = self.values[safe] if len(self.values) else np.zeros(safe.shape, self.values.dtype)
+        return np.where(filled, values, 0).astype(self.values.dtype)
+
+    @staticmethod
+    def of(rows: list, dtype: Any = np.int32) -> "Ragged":
+        """From a list of sequences."""
+        lengths = np.array([len(row) for row in rows], np.int64)
+        values = np.concatenate([np.asarray(row, dtype) for row in rows] or [np.zeros(0, dtype)])
+        return Ragged(values.astype(dtype), np.concatenate([[0], np.cumsum(lengths)]))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three tables with inner ids from 1; id 0 is padding in every table.
+
+    `users`, `items` (and `times`, `ratings`, `labels` where the source has them) are parallel
+    columns of the interactions, in file order. Item arrays have n_items + 1 rows, row 0 empty.
+    """
+
+    name: str
+    users: np.ndarray  # int32 [e], 1..n_users
+    items: np.ndarray  # int32 [e], 1..n_items
+    user_ids: np.ndarray  # object (str) [n_users+1], external ids
+    item_ids: np.ndarray  # object (str) [n_items+1], external ids
+    times: np.ndarray | None = None  # int64 or float64 [e], seconds; None: file order is the order
+    ratings: np.ndarray | None = None  # float32 [e]
+    labels: np.ndarray | None = None  # int8 [e], 0 train, 1 validation, 2 test
+    columns: dict[str, np.ndarray] = field(default_factory=dict)  # object [n_items+1]: title, ...
+    features: dict[str, np.ndarray] = field(default_factory=dict)  # float32 [n_items+1, f]
+    present: dict[str, np.ndarray] = field(default_factory=dict)  # bool [n_items+1]
+    user_columns: dict[str, np.ndarray] = field(default_factory=dict)  # object [n_users+1]
+    source: dict[str, Any] = field(default_factory=dict)  # folder, licence, files and their sha256
+
+    @property
+    def n_users(self) -> int:
+        return len(self.user_ids) - 1
+
+    @property
+    def n_items(self) -> int:
+        return len(self.item_ids) - 1
+
+
+@dataclass(frozen=True)
+class Events:
+    """What is asked of a recommender: these users, with this past, want these items."""
+
+    users: np.ndarray  # int32 [n], 0 where the user is unknown to training
+    history: Ragged  # item ids, oldest first; also what is masked
+    positives: Ragged  # the held-out items, at least one a row
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A named, hashed division of a dataset. Row u of `train` is user u's training history."""
+
+    name: str  # leave-one-out, random, labels, global-time, cold-items
+    protocol: str  # loo-full-v1, mm-random-v1, global-time-v1, cold-items-v1
+    train: Ragged  # n_users + 1 rows, row 0 empty; item ids in order
+    valid: Events
+    test: Events
+    hash: str  # sha256 of everything above
+    ordered: bool = True  # False where histories are sets
+    candidates: np.ndarray | None = None  # bool [n_items+1]; None: every item
+    notes: dict[str, Any] = field(default_factory=dict)  # tie seed, order=file, dropped users
+
+
+# A training batch of sequences, several users packed in a row (b rows, l columns, all int32):
+#   items      input item ids, 0 = padding
+#   targets    the item that came next, 0 = none (carries no loss)
+#   segments   1, 2, ... for the histories of the row, 0 = padding
+#   positions  place in the history, counted from 0 at its first item
+#   users      inner user id at each column
+SEQUENCE_KEYS = ("items", "targets", "segments", "positions", "users")
+
+# A batch of events or requests (b rows, one history each, left-aligned, all int32 but weight):
+#   items, segments, positions, users   [b,l] as above
+#   query      [b]    column of the last item: its state is the query
+#   exclude    [b,h]  items that must not be recommended, 0 = none
+#   positives  [b,p]  held-out items, 0 = none (absent when serving)
+#   weight     [b]    float32, 0 for rows that only fill the batch
+EVENT_KEYS = ("items", "segments", "positions", "users", "query", "exclude")
+
+
+def check_batch(batch: dict[str, np.ndarray], keys: tuple[str, ...]) -> None:
+    """Raise DataError unless `batch` has the keys as int32 arrays of agreeing shape."""
+    missing = [key for key in keys if key not in batch]
+    if missing:
+        raise DataError(f"batch lacks {missing}; it has {sorted(batch)}. Make it with loader.py.")
+    for key in keys:
+        if batch[key].dtype != np.int32:
+            raise DataError(f"batch['{key}'] is {batch[key].dtype}; expected int32.")
+        if len(batch[key]) != len(batch["items"]):
+            raise DataError(
+                f"batch['{key}'] has {len(batch[key])} rows, batch['items'] {len(batch['items'])}."
+            )

@@ -1,0 +1,22 @@
+"""Strict runs: 8 CPU devices, rank promotion raises, warnings are errors (pyproject)."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real data sets, or a skip that says how to name it."""
+    folder = os.environ.get("ZOO_DATA")
+    if not folder:
+        pytest.skip("real data: set ZOO_DATA to the folder that holds amazon-beauty, tiktok, ...")
+    return Path(folder)

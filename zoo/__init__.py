@@ -1,0 +1,28 @@
+"""Multimodal recommenders as pure functions. Names load on first use: `import zoo` costs nothing."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "build": "zoo.api",
+    "fit": "zoo.api",
+    "evaluate": "zoo.api",
+    "recommend": "zoo.api",
+    "load_data": "zoo.api",
+    "make_split": "zoo.api",
+    "make_catalogue": "zoo.api",
+    "from_pretrained": "zoo.api",
+    "Recommender": "zoo.recommender",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"zoo has no '{name}'; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,40 @@
+"""The contract: a recommender is a NamedTuple of pure functions.
+
+Two data types cross it. A `catalogue` is a pytree of per-item arrays with n rows, row 0 the
+padding item and the last rows padding up to a round number:
+
+    valid       bool[n]            rows that may be recommended
+    popularity  float32[n]         train counts
+    features    {m: float32[n,f]}  content vectors by modality
+    present     {m: bool[n]}       which items have the modality
+
+A `batch` is a dict of arrays (pipelines/schema.py names the keys). Both are arguments, never
+constants, so they shard, and jit compiles once for all catalogues of a size.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Params = Any  # nested dict of arrays with hand-given names
+Catalogue = dict[str, Any]
+Batch = dict[str, Array]
+Index = Any  # pytree: item vectors, or a trie
+
+
+class Recommender(NamedTuple):
+    """Pure functions; jit, grad, vmap and compose them. b batch, k results, c candidates.
+
+    `encode` and `match` are the two halves of `score`: full ranking goes through the catalogue
+    in blocks and must not encode the user again for each one.
+    """
+
+    init: Callable[..., Params]  # (key, catalogue, batch) -> params
+    loss: Callable[..., tuple[Array, dict[str, Array]]]  # (params, catalogue, batch, key)
+    index: Callable[..., Index]  # (params, catalogue) -> index
+    recommend: Callable[..., tuple[Array, Array]]  # (params, index, batch, k) -> [b,k], [b,k]
+    score: Callable[..., Array]  # (params, index, batch, candidates [b,c]) -> [b,c]
+    encode: Callable[..., Any]  # (params, index, batch) -> query, a pytree of [b,...]
+    match: Callable[..., Array]  # (params, index, query, items [c] or [b,c]) -> [b,c]
