@@ -1,4 +1,4 @@
-"""Multimodal recommenders as pure functions. Names load on first use: `import zoo` costs nothing."""
+"""Multimodal recommenders as pure functions. Names load on first use, so the import is free."""
 
 import importlib
 

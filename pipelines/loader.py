@@ -1,0 +1,161 @@
+"""source -> shuffle -> map -> batch -> prefetch, with a savable place.
+
+The element is a whole batch: Grain hands out batch numbers, the map gathers the rows, and the
+place to resume from is one integer.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import grain
+import numpy as np
+
+from pipelines.schema import DataError, Dataset, Events, Ragged, Split
+from pipelines.transforms import pack
+
+
+class BatchRows:
+    """Random access to the row numbers of batch i, shuffled anew each epoch by (seed, epoch).
+
+    The last batch of an epoch is filled with -1. With several processes each sees its slice.
+    """
+
+    def __init__(self, rows: int, batch: int, seed: int = 0, process: int = 0, processes: int = 1):
+        if batch % processes:
+            raise DataError(f"batch {batch} does not divide over {processes} processes.")
+        self.rows, self.batch, self.seed = rows, batch, seed
+        self.process, self.processes = process, processes
+        self.per_epoch = -(-rows // batch)
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+        return np.concatenate([order, np.full(self.per_epoch * self.batch - self.rows, -1)])
+
+    def __len__(self) -> int:
+        return self.per_epoch << 31  # epochs without end; the caller counts steps
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        epoch, nth = divmod(int(i), self.per_epoch)
+        rows = self._order(epoch)[nth * self.batch : (nth + 1) * self.batch]
+        share = self.batch // self.processes
+        return rows[self.process * share : (self.process + 1) * share]
+
+
+def gather(arrays: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The rows of every array; row -1 is all padding."""
+    filled = rows >= 0
+    safe = np.where(filled, rows, 0)
+    return {
+        key: np.where(filled.reshape(-1, *[1] * (a.ndim - 1)), a[safe], 0).astype(a.dtype)
+        for key, a in arrays.items()
+    }
+
+
+class Loader:
+    """Training batches with a place: iterate it; `place()` and `resume(place)` are exact."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], batch: int, seed: int = 0, **processes: int):
+        rows = len(next(iter(arrays.values())))
+        if rows == 0:
+            raise DataError(
+                "no training pairs: every training history has fewer than two items. "
+                "Check the split, or lower k_core."
+            )
+        self.source = BatchRows(rows, batch, seed, **processes)
+        self.per_epoch = self.source.per_epoch
+        dataset = grain.MapDataset.source(self.source).map(lambda rows: gather(arrays, rows))
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+        self._iterator = iter(dataset.to_iter_dataset(options))
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self._iterator
+
+    def place(self) -> dict[str, Any]:
+        """JSON-able; names the batch that comes next."""
+        return dict(self._iterator.get_state())
+
+    def resume(self, place: dict[str, Any]) -> None:
+        """Continue with the batch that `place` names."""
+        self._iterator.set_state(place)
+
+
+def sequence_loader(
+    split: Split, batch: int = 64, length: int = 50, seed: int = 0, **processes: int
+) -> Loader:
+    """Packed next-item training batches [batch, length] of the split's training histories."""
+    return Loader(pack(split.train, length), batch, seed, **processes)
+
+
+def event_batches(
+    events: Events, length: int, batch: int = 512, mask: bool = True
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of EVENT_KEYS, `positives`, `weight`, and `event` (its number in `events`).
+
+    Events are taken by length of history and padded to a power of two, so that few shapes are
+    compiled and little is spent on padding; the last batch of a width is filled up with weight 0.
+    """
+    width = _round_width(np.maximum(events.history.lengths, 1))
+    p = int(events.positives.lengths.max(initial=1))
+    for w in np.unique(width):
+        rows = np.flatnonzero(width == w)
+        rows = rows[np.argsort(events.history.lengths[rows], kind="stable")]
+        for i in range(0, len(rows), batch):
+            yield _event_batch(
+                events, rows[i : i + batch], min(int(w), length), int(w), batch, p, mask
+            )
+
+
+def _round_width(lengths: np.ndarray) -> np.ndarray:
+    return 2 ** np.ceil(np.log2(np.maximum(lengths, 8))).astype(np.int64)
+
+
+def _event_batch(
+    events: Events, rows: np.ndarray, length: int, width: int, batch: int, p: int, mask: bool
+) -> dict[str, np.ndarray]:
+    out = requests(events.history.take(rows), events.users[rows], length, width)
+    if not mask:
+        out["exclude"] = np.zeros_like(out["exclude"])
+    out["positives"] = events.positives.take(rows).padded(p)
+    out["event"] = rows.astype(np.int32)
+    out["weight"] = np.ones(len(rows), np.float32)
+    fill = batch - len(rows)
+    return {k: np.pad(a, ((0, fill),) + ((0, 0),) * (a.ndim - 1)) for k, a in out.items()}
+
+
+def requests(
+    histories: Ragged, users: np.ndarray, length: int, width: int | None = None
+) -> dict[str, np.ndarray]:
+    """EVENT_KEYS for these histories: the newest `length` items as input, all of them excluded."""
+    kept = np.minimum(histories.lengths, length)
+    filled = np.arange(length) < kept[:, None]
+    width = int(histories.lengths.max(initial=1)) if width is None else width
+    return {
+        "items": histories.padded(length).astype(np.int32),
+        "segments": filled.astype(np.int32),
+        "positions": np.where(filled, np.arange(length), 0).astype(np.int32),
+        "users": np.where(filled, users[:, None], 0).astype(np.int32),
+        "query": np.maximum(kept - 1, 0).astype(np.int32),
+        "exclude": histories.padded(width).astype(np.int32),
+    }
+
+
+def catalogue(dataset: Dataset, split: Split, rows: int) -> dict[str, Any]:
+    """Per-item arrays of `rows` rows: valid, popularity (train counts), features, present."""
+    n = dataset.n_items + 1
+    if rows < n:
+        raise DataError(
+            f"a catalogue of {n - 1} items and the padding item needs {n} rows, not {rows}."
+        )
+
+    def grown(x: np.ndarray) -> np.ndarray:
+        return np.pad(x, ((0, rows - n),) + ((0, 0),) * (x.ndim - 1))
+
+    allowed = np.arange(n) > 0 if split.candidates is None else split.candidates
+    return {
+        "valid": grown(allowed),
+        "popularity": grown(np.bincount(split.train.values, minlength=n).astype(np.float32)),
+        "features": {m: grown(x.astype(np.float32)) for m, x in dataset.features.items()},
+        "present": {m: grown(x) for m, x in dataset.present.items() if m in dataset.features},
+    }

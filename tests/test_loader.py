@@ -1,0 +1,124 @@
+"""Packing keeps every pair once; the loader resumes exactly; events say what was asked."""
+
+import numpy as np
+import pytest
+
+from pipelines.loader import BatchRows, Loader, event_batches, gather, requests
+from pipelines.schema import EVENT_KEYS, SEQUENCE_KEYS, DataError, Events, Ragged, check_batch
+from pipelines.transforms import best_fit, pack, windows
+
+
+def histories(seed=0, users=40, longest=30) -> Ragged:
+    rng = np.random.default_rng(seed)
+    return Ragged.of([[]] + [rng.integers(1, 99, rng.integers(0, longest)) for _ in range(users)])
+
+
+def pairs_of(rows: dict) -> list[tuple[int, int, int]]:
+    """(user, input, target) of every valid column."""
+    at = rows["targets"] > 0
+    return sorted(zip(rows["users"][at], rows["items"][at], rows["targets"][at], strict=True))
+
+
+def test_pack_holds_every_pair_once():
+    data = histories()
+    rows = pack(data, 8)
+    check_batch(rows, SEQUENCE_KEYS)
+    expected = [
+        (u, a, b) for u in range(len(data)) for a, b in zip(data[u][:-1], data[u][1:], strict=True)
+    ]
+    assert pairs_of(rows) == sorted(expected)
+
+
+@pytest.mark.parametrize("align", ["left", "right"])
+def test_segments_are_contiguous_histories(align):
+    rows = pack(histories(), 8, align)
+    for items, targets, segments, positions in zip(
+        rows["items"], rows["targets"], rows["segments"], rows["positions"], strict=True
+    ):
+        for s in range(1, segments.max() + 1):
+            at = np.flatnonzero(segments == s)
+            assert np.array_equal(at, np.arange(at[0], at[-1] + 1))
+            assert np.array_equal(items[at[1:]], targets[at[:-1]])  # what came next is next
+            first = 0 if align == "left" else 8 - len(at)
+            assert np.array_equal(positions[at], first + np.arange(len(at)))
+
+
+def test_packing_is_dense():
+    rows = pack(histories(users=400, longest=12), 20)
+    assert (rows["segments"] > 0).mean() > 0.95
+
+
+def test_windows_align_to_the_newest():
+    user, start, size = windows(Ragged.of([[1, 2, 3, 4, 5, 6], [7]]), 2)
+    assert user.tolist() == [0, 0, 0] and start.tolist() == [0, 1, 3] and size.tolist() == [1, 2, 2]
+
+
+def test_best_fit_never_overfills():
+    sizes = np.random.default_rng(0).integers(1, 11, 500)
+    row, column, _ = best_fit(sizes, 10)
+    used = np.zeros((row.max() + 1, 10), int)
+    for r, c, s in zip(row, column, sizes, strict=True):
+        used[r, c : c + s] += 1
+    assert used.max() == 1 and used.sum() == sizes.sum()
+
+
+def test_one_epoch_shows_every_row_once_and_epochs_differ():
+    source = BatchRows(23, 5, seed=3)
+    epochs = [[source[e * source.per_epoch + i] for i in range(source.per_epoch)] for e in (0, 1)]
+    seen = [np.concatenate(e) for e in epochs]
+    assert all(sorted(s[s >= 0]) == list(range(23)) for s in seen)
+    assert not np.array_equal(*seen)
+
+
+def test_processes_share_the_global_batch():
+    whole, parts = BatchRows(23, 6), [BatchRows(23, 6, process=p, processes=2) for p in (0, 1)]
+    for i in range(whole.per_epoch):
+        assert np.array_equal(whole[i], np.concatenate([p[i] for p in parts]))
+
+
+def test_resume_gives_the_very_next_batch():
+    rows = pack(histories(), 8)
+    first, second = Loader(rows, 4, seed=1), Loader(rows, 4, seed=1)
+    for _ in range(7):
+        next(iter(first))
+    second.resume(first.place())
+    for _ in range(5):
+        a, b = next(iter(first)), next(iter(second))
+        assert all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_no_pairs_is_an_error():
+    with pytest.raises(DataError, match="fewer than two items"):
+        Loader(pack(Ragged.of([[1], [2]]), 8), 4)
+
+
+def test_gather_fills_with_padding():
+    out = gather({"x": np.arange(6).reshape(3, 2) + 1}, np.array([2, -1]))
+    assert out["x"].tolist() == [[5, 6], [0, 0]]
+
+
+def test_event_batches_cover_all_events_once():
+    data = histories(users=50, longest=70)
+    events = Events(
+        np.arange(1, 51, dtype=np.int32),
+        data.take(np.arange(1, 51)),
+        data.take(np.full(50, int(np.argmax(data.lengths)))),
+    )
+    seen = []
+    for batch in event_batches(events, length=20, batch=16):
+        check_batch(batch, EVENT_KEYS)
+        for r in np.flatnonzero(batch["weight"]):
+            history = events.history[int(batch["event"][r])]
+            n = min(len(history), 20)
+            assert batch["items"][r, :n].tolist() == history[len(history) - n :].tolist()
+            assert sorted(batch["exclude"][r][batch["exclude"][r] > 0]) == sorted(history)
+            assert batch["query"][r] == max(n - 1, 0)
+            seen.append(int(batch["event"][r]))
+    assert sorted(seen) == list(range(50))
+
+
+def test_requests_without_mask():
+    events = Events(np.array([1], np.int32), Ragged.of([[4, 5]]), Ragged.of([[6]]))
+    batch = next(event_batches(events, 4, 2, mask=False))
+    assert batch["exclude"].sum() == 0 and batch["items"][0, :2].tolist() == [4, 5]
+    assert requests(events.history, events.users, 4)["exclude"].tolist() == [[4, 5]]

@@ -1,0 +1,98 @@
+"""The register: name -> constructor, variant fields, family, paper. `build` makes one."""
+
+import difflib
+import importlib
+import inspect
+from typing import Any, NamedTuple
+
+from zoo.recommender import Recommender
+
+
+class Entry(NamedTuple):
+    """One name of the register; nothing heavy is imported before `constructor()`."""
+
+    family: str  # sequential, two-tower, floor
+    home: str  # module
+    function: str
+    fields: dict[str, Any]  # what the variant sets beside the constructor's defaults
+    paper: str
+    summary: str
+
+    def constructor(self):
+        """The function that returns the Recommender."""
+        return getattr(importlib.import_module(self.home), self.function)
+
+
+def _entry(family: str, where: str, paper: str, summary: str, **fields) -> Entry:
+    home, function = where.split(":")
+    return Entry(family, f"zoo.models.{home}", function, fields, paper, summary)
+
+
+MODELS: dict[str, Entry] = {
+    "sasrec": _entry(
+        "sequential",
+        "sasrec:sasrec",
+        "arXiv 1808.09781",
+        "causal self-attention, full softmax",
+    ),
+    "gsasrec": _entry(
+        "sequential",
+        "sasrec:sasrec",
+        "arXiv 2308.07192",
+        "SASRec with gBCE over 256 negatives",
+        objective="gbce",
+        block="original",
+    ),
+    "esasrec": _entry(
+        "sequential",
+        "sasrec:sasrec",
+        "arXiv 2508.06450",
+        "LiGR blocks, sampled softmax",
+        objective="sampled",
+        block="ligr",
+        ffn="swiglu",
+        multiplier=4,
+        layers=1,
+        dropout=0.2,
+    ),
+    "two_tower": _entry(
+        "two-tower",
+        "two_tower:two_tower",
+        "Yi et al. 2019 (RecSys)",
+        "user and item towers over ID and content",
+    ),
+}
+
+
+def entry(name: str) -> Entry:
+    """The register's entry; KeyError-like ValueError with the nearest names otherwise."""
+    if name in MODELS:
+        return MODELS[name]
+    near = difflib.get_close_matches(name, MODELS, 3, 0.4)
+    raise ValueError(
+        f"unknown model '{name}'; "
+        + (f"nearest: {', '.join(near)}; " if near else "")
+        + f"known: {', '.join(MODELS)}."
+    )
+
+
+def fields(name: str) -> dict[str, tuple[Any, Any]]:
+    """Field name -> (type, default) of a model, variant settings applied."""
+    found = entry(name)
+    parameters = inspect.signature(found.constructor()).parameters.values()
+    return {p.name: (p.annotation, found.fields.get(p.name, p.default)) for p in parameters}
+
+
+def build(name: str, **chosen: Any) -> Recommender:
+    """The named recommender, with `chosen` fields instead of the defaults."""
+    known = fields(name)
+    for field in chosen:
+        if field not in known:
+            near = difflib.get_close_matches(field, known, 3, 0.4)
+            raise ValueError(
+                f"{name} has no field '{field}'; "
+                + (f"nearest: {', '.join(near)}; " if near else "")
+                + f"fields: {', '.join(known)}."
+            )
+    found = entry(name)
+    return found.constructor()(**{**found.fields, **chosen})

@@ -1,0 +1,79 @@
+"""The Optax chain: schedule, clipping, decay and learning rates by parameter name."""
+
+import re
+from collections.abc import Sequence
+
+import jax
+import optax
+
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+def path_name(path: tuple) -> str:
+    """'trunk/stack/block_0/ffn/in/kernel' from a key path."""
+    return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+
+
+def match_names(tree, rules: Sequence[tuple[str, object]]):
+    """A tree of the first rule's value whose regex is found in the parameter's name.
+
+    Raises ValueError for a name that no rule covers: end the rules with ('.*', default).
+    """
+
+    def value(path, _):
+        name = path_name(path)
+        for pattern, result in rules:
+            if re.search(pattern, name):
+                return result
+        raise ValueError(f"no rule covers the parameter '{name}'; add ('.*', value) at the end.")
+
+    return jax.tree_util.tree_map_with_path(value, tree)
+
+
+def schedule(name: str, rate: float, steps: int, warmup: int = 0) -> optax.Schedule:
+    """Learning rate by step; `steps` counts the whole run, warm-up included."""
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule is '{name}'; expected one of {', '.join(SCHEDULES)}.")
+    decay = max(steps - warmup, 1)
+    main = {
+        "constant": lambda: optax.constant_schedule(rate),
+        "cosine": lambda: optax.cosine_decay_schedule(rate, decay),
+        "linear": lambda: optax.linear_schedule(rate, 0.0, decay),
+    }[name]()
+    if not warmup:
+        return main
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), main], [warmup])
+
+
+def optimizer(
+    rate: float = 1e-3,
+    steps: int = 1,
+    warmup: int = 0,
+    decay_schedule: str = "constant",
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+    b2: float = 0.999,
+    rates: Sequence[tuple[str, float]] = (),
+    no_decay: str = r"(bias|scale|norm)",
+) -> optax.GradientTransformation:
+    """AdamW. `rates` multiplies the learning rate by parameter name (first match wins, 0 freezes);
+    names that match `no_decay` are not decayed."""
+    rules = [*rates, (".*", 1.0)]
+
+    def decayed(params):
+        return match_names(params, [(no_decay, False), (".*", True)])
+
+    chain = [optax.clip_by_global_norm(clip)] if clip else []
+    chain += [optax.scale_by_adam(b2=b2)]
+    chain += [optax.add_decayed_weights(weight_decay, decayed)] if weight_decay else []
+    chain += [optax.scale_by_learning_rate(schedule(decay_schedule, rate, steps, warmup))]
+    chain += [_scale_by_name(rules)] if rates else []
+    return optax.chain(*chain)
+
+
+def _scale_by_name(rules) -> optax.GradientTransformation:
+    def scaled(updates, params=None):
+        del params
+        return jax.tree.map(lambda u, r: u * r, updates, match_names(updates, rules))
+
+    return optax.stateless(scaled)

@@ -1,0 +1,83 @@
+"""State, create, step, train: the loop exists once, and knows no model."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from zoo.recommender import Batch, Catalogue, Recommender
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Arrays only; model and optimizer are closed over by the step."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def create(
+    recommender: Recommender,
+    optimizer: optax.GradientTransformation,
+    catalogue: Catalogue,
+    batch: Batch,
+    seed: int = 0,
+) -> TrainState:
+    """A fresh state. Pure in (catalogue, batch): jit or eval_shape it."""
+    params = recommender.init(jax.random.key(seed), catalogue, batch)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def make_step(
+    recommender: Recommender, optimizer: optax.GradientTransformation, seed: int = 0
+) -> Callable[[TrainState, Catalogue, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The pure training step. Its randomness depends on (seed, step) alone: runs resume exactly."""
+
+    def step(state: TrainState, catalogue: Catalogue, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        grad = jax.value_and_grad(recommender.loss, has_aux=True)
+        (loss, metrics), grads = grad(state.params, catalogue, batch, key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return step
+
+
+def train(
+    step: Callable,
+    state: TrainState,
+    catalogue: Catalogue,
+    batches: Iterable[Batch],
+    until: int,
+    report: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+) -> TrainState:
+    """Run the (jitted) step until `until`. Metrics of step n-1 are read after step n is on its way.
+
+    Raises FloatingPointError, naming step and quantity, when a metric is not finite.
+    """
+    batches, pending = iter(batches), None
+    for n in range(int(state.step), until):
+        state, metrics = step(state, catalogue, next(batches))
+        if pending is not None:
+            report(*_read(*pending))
+        pending = (n + 1, metrics)
+    if pending is not None:
+        report(*_read(*pending))
+    return state
+
+
+def _read(step: int, metrics: dict[str, jax.Array]) -> tuple[int, dict[str, float]]:
+    values = {name: float(np.asarray(value)) for name, value in metrics.items()}
+    for name, value in values.items():
+        if not np.isfinite(value):
+            raise FloatingPointError(
+                f"{name} is {value} at step {step}; lower the learning rate or clip the gradient."
+            )
+    return step, values
