@@ -1,0 +1,247 @@
+"""Where rows come from: S3-Rec text, .inter, MovieLens, csv/tsv/parquet, tfds, memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pipelines.readers import content, files, ids, tables
+from pipelines.schema import DataError, Dataset
+
+
+@dataclass
+class _Raw:
+    """What was read, before inner ids: frames of strings, features as stored."""
+
+    name: str
+    path: Path  # of the interactions, for messages
+    interactions: pl.DataFrame
+    items: pl.DataFrame | None = None  # column item_id, rows by inner id
+    users: pl.DataFrame | None = None  # column user_id, rows by inner id
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+
+
+def load(path: str | Path, part: str | None = None) -> Dataset:
+    """The data set in a folder, or behind a path straight to one interactions file.
+
+    The format follows from the files: `sequences.txt` (S3-Rec, P5), `interactions.{csv,tsv,
+    parquet}`, `ratings.{csv,tsv,dat}` (MovieLens) or `*.inter` (RecBole, MMRec), with item and
+    user tables, `<modality>_feat.npy` and `posters/` beside them. Where a folder holds several
+    interactions files, `part` names one; `source["parts"]` lists them.
+
+    Inner ids follow the item table (integer ids in numeric order); without a table integer ids
+    are sorted, others come in order of appearance. MMRec's `itemID` counts item rows from 0,
+    so that `itemID` k is inner id k + 1, also for items without interactions.
+
+    Raises DataError, naming file, row and column, for everything that does not fit.
+    """
+    found = files.find(Path(path), part)
+    read = [file for file in (found.interactions, found.items, found.users) if file]
+    source: dict[str, Any] = {
+        "folder": found.folder.name,
+        "format": found.format,
+        "part": found.part,
+        "parts": list(found.parts),
+        "licence": files.licence(found.folder),
+        "notes": [],
+    }
+    raw = _read(found, read, source)
+    source["files"] = files.digests(read, found.folder)
+    return _dataset(raw)
+
+
+def _read(found: files.Files, read: list[Path], source: dict[str, Any]) -> _Raw:
+    """The frames and features of the files; what else is opened is added to `read`."""
+    path = found.interactions
+    if found.format == "sequences":
+        rows = tables.read_sequences(path)
+    else:
+        rows = tables.read_table(path)
+    mmrec = "itemID" in rows.columns
+    name = found.folder.name
+    if found.part != found.parts[0] or len(found.parts) > 1 and found.format == "inter":
+        name = f"{name}-{found.part}"
+    raw = _Raw(name, path, tables.interactions(rows, path), source=source)
+    raw.features = _features(found, read)
+    raw.items = _table(found.items, "item_id", raw, mmrec and "itemID")
+    raw.users = _table(found.users, "user_id", raw, mmrec and "userID")
+    if raw.items is not None:
+        raw.items = _item_content(raw.items, found, read, source)
+    elif mmrec:
+        raw.items = _counted_items(raw)
+    return raw
+
+
+def _features(found: files.Files, read: list[Path]) -> dict[str, np.ndarray]:
+    matrices = content.feature_files(found.folder)
+    read += matrices.values()
+    return {modality: content.read_features(path) for modality, path in matrices.items()}
+
+
+def _table(path: Path | None, column: str, raw: _Raw, counted: str | bool) -> pl.DataFrame | None:
+    """An item or user table by inner id. Row numbers of MMRec become the ids of the table."""
+    if path is None:
+        return None
+    frame = tables.read_table(path)
+    by_row = counted and counted not in frame.columns
+    frame = tables.named(frame, (column,), path)
+    order = ids.table_rows(frame, column, path)
+    if not by_row:
+        return frame[order]
+    raw.interactions = ids.rows_to_ids(raw.interactions, column, frame[column], raw.path, path)
+    raw.source["notes"].append(f"{counted} of {raw.path.name} is the row of {path.name}, from 0")
+    return frame
+
+
+def _counted_items(raw: _Raw) -> pl.DataFrame | None:
+    """MMRec without an item table: items 0..n-1, n from the features or the largest id."""
+    used = raw.interactions["item_id"]
+    if not ids.are_integers(used):
+        return None
+    n_items = used.cast(pl.Int64).max() + 1
+    if raw.features:
+        n_items = max(n_items, max(len(values) for values in raw.features.values()))
+    return pl.DataFrame({"item_id": pl.Series(range(n_items)).cast(pl.String)})
+
+
+def _item_content(
+    items: pl.DataFrame, found: files.Files, read: list[Path], source: dict[str, Any]
+) -> pl.DataFrame:
+    """The item table with file paths, posters, attributes and the text of a sibling folder."""
+    items = content.file_paths(items, found.folder, found.items)
+    items = content.with_posters(items, found.folder)
+    attributes = found.folder / "item2attributes.json"
+    if attributes.is_file():
+        read.append(attributes)
+        items = content.with_attributes(items, attributes)
+    sibling = found.folder.parent / "amazon-sports" / "items.tsv"
+    if "s3rec_id" in items.columns and sibling.is_file():
+        read.append(sibling)
+        source["notes"].append("item text joined from ../amazon-sports/items.tsv by s3rec_id")
+        items = content.with_sibling_text(items, tables.read_table(sibling), found.items)
+    return items
+
+
+def from_arrays(
+    users: Sequence,
+    items: Sequence,
+    times: Sequence | None = None,
+    ratings: Sequence | None = None,
+    labels: Sequence | None = None,
+    item_columns: dict[str, Sequence] | None = None,
+    features: dict[str, np.ndarray] | None = None,
+    name: str = "memory",
+) -> Dataset:
+    """A data set from parallel columns [e] of interactions, ids of any kind.
+
+    `item_columns` {column: [n]} has one row an item, `item_id` among its columns; without it the
+    items are those that occur, in the order of `load`. `features` {modality: float [n, f]} follow
+    the rows of `item_columns`, or that order. Labels are 0 train, 1 validation, 2 test.
+    """
+    columns = {"user_id": users, "item_id": items}
+    optional = {"timestamp": times, "rating": ratings, "label": labels}
+    columns |= {key: value for key, value in optional.items() if value is not None}
+    lengths = {key: len(value) for key, value in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"{name}: expected columns of equal length, found {lengths}.")
+    path = Path(name)
+    rows = tables.interactions(_frame(columns), path)
+    source = {"folder": name, "format": "memory", "part": None, "files": {}, "licence": ""}
+    raw = _Raw(name, path, rows, source=source)
+    for key, values in (features or {}).items():
+        raw.features[key] = content.check_features(np.asarray(values), f"{name}, features '{key}'")
+    if item_columns is not None:
+        table = tables.named(_frame(item_columns), ("item_id",), path)
+        order = ids.table_rows(table, "item_id", path)
+        raw.items = table[order]
+        raw.features = {key: values[order] for key, values in raw.features.items()}
+    return _dataset(raw)
+
+
+def _frame(columns: dict[str, Sequence]) -> pl.DataFrame:
+    frame = pl.DataFrame({key: pl.Series(np.asarray(value)) for key, value in columns.items()})
+    known = [name for name in ("user_id", "item_id") if name in frame.columns]
+    return frame.with_columns(pl.col(name).cast(pl.String) for name in known)
+
+
+def from_tfds(
+    data_source: Sequence,
+    user: str = "user_id",
+    item: str = "movie_id",
+    time: str | None = "timestamp",
+    rating: str | None = "user_rating",
+    title: str | None = None,
+) -> Dataset:
+    """A data set from `tfds.data_source(...)` or any random-access sequence of dicts.
+
+    The arguments name the keys of a record (None: not there); byte strings are UTF-8. With a
+    `title` key the items have a column title: the first one seen for the item.
+    """
+    keys = {"users": user, "items": item, "times": time, "ratings": rating, "title": title}
+    keys = {name: key for name, key in keys.items() if key is not None}
+    columns: dict[str, list] = {name: [] for name in keys}
+    for row in range(len(data_source)):
+        record = data_source[row]
+        for name, key in keys.items():
+            if key not in record:
+                raise DataError(
+                    f"record {row}: no key '{key}' for the {name}; it has {sorted(record)}. "
+                    "Name the key in the call of from_tfds."
+                )
+            columns[name].append(_plain(record[key]))
+    titles = columns.pop("title", None)
+    if titles is None:
+        return from_arrays(**columns, name="tfds")
+    table = dict(zip(reversed(columns["items"]), reversed(titles), strict=True))
+    order = list(dict.fromkeys(columns["items"]))
+    item_columns = {"item_id": order, "title": [table[i] for i in order]}
+    return from_arrays(**columns, item_columns=item_columns, name="tfds")
+
+
+def _plain(value: Any) -> Any:
+    """Bytes as str, numpy scalars as Python numbers."""
+    value = value.item() if isinstance(value, np.generic | np.ndarray) else value
+    return value.decode("utf-8") if isinstance(value, bytes) else value
+
+
+def _dataset(raw: _Raw) -> Dataset:
+    """Inner ids for the frames that were read."""
+    rows, path = raw.interactions, raw.path
+    item_order = ids.in_order(rows["item_id"]) if raw.items is None else raw.items["item_id"]
+    user_order = ids.in_order(rows["user_id"]) if raw.users is None else raw.users["user_id"]
+    columns = content.text_columns(raw.items, "item_id")
+    n_items = len(item_order)
+    features = {
+        key: content.with_padding_row(values, n_items, f"{raw.name}, features '{key}'")
+        for key, values in raw.features.items()
+    }
+    times = "timestamp" in rows.columns
+    raw.source["order"] = "time" if times else "file"
+    return Dataset(
+        name=raw.name,
+        users=ids.inner(rows["user_id"], user_order, path, "the user table"),
+        items=ids.inner(rows["item_id"], item_order, path, "the item table"),
+        user_ids=ids.external(user_order),
+        item_ids=ids.external(item_order),
+        times=_numbers(rows, "timestamp", "seconds as a number", path),
+        ratings=_numbers(rows, "rating", "a number", path, np.float32),
+        labels=tables.labels(rows, path) if "label" in rows.columns else None,
+        columns=columns,
+        features=features,
+        present=content.presence(columns, features, n_items),
+        user_columns=content.text_columns(raw.users, "user_id"),
+        source=raw.source,
+    )
+
+
+def _numbers(
+    rows: pl.DataFrame, column: str, expected: str, path: Path, dtype: Any = None
+) -> np.ndarray | None:
+    if column not in rows.columns:
+        return None
+    values = tables.numbers(rows, column, expected, path)
+    return values if dtype is None else values.astype(dtype)
