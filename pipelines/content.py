@@ -1,0 +1,197 @@
+"""Item text, images, audio: decode, resize, resample, masks for what is missing.
+
+Nothing is silently filled: a decoder returns the rows, which of them are real (`present`) and
+what was wrong with the others (`problems`). An empty source ('' or None) is absent, no problem.
+"""
+
+import html
+import io
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from math import gcd
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+from scipy.signal import resample_poly
+
+from pipelines.features import image_features, sound_features, text_features
+from pipelines.schema import DataError, Dataset
+
+Source = str | Path | bytes | None
+TEXT_COLUMNS = ("title", "text", "genres", "overview", "description", "brand", "categories")
+MAX_PIXELS = 50_000_000
+SIZE, RATE, SECONDS = (64, 64), 16000, 5.0
+BAD_IMAGE = (  # what Pillow raises for bad files, by format
+    *(OSError, ValueError, SyntaxError, EOFError, zlib.error),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
+
+
+class Problem(NamedTuple):
+    """A row that could not be decoded: it is masked and zero."""
+
+    row: int
+    where: str
+    why: str
+
+
+def _is_empty(source: Source) -> bool:
+    return source is None or (isinstance(source, str) and not source.strip())
+
+
+def _read(source: Source) -> bytes:
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if not data:
+        raise ValueError("the file has zero bytes")
+    return data
+
+
+def _decode(
+    sources: Sequence[Source], one: Callable[[bytes], np.ndarray], out: np.ndarray, bad: tuple
+) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
+    """Fill `out` row by row with `one(bytes)`, in a few threads (the codecs release the lock)."""
+
+    def row(source: Source) -> np.ndarray | str | None:
+        if _is_empty(source):
+            return None
+        try:
+            return one(_read(source))
+        except bad as error:
+            return f"{type(error).__name__}: {error}"
+
+    present, problems = np.zeros(len(out), bool), []
+    with ThreadPoolExecutor(4) as pool:
+        for r, result in enumerate(pool.map(row, sources)):
+            if isinstance(result, str):
+                named = "<bytes>" if isinstance(sources[r], bytes) else str(sources[r])
+                problems.append(Problem(r, named, result))
+            elif result is not None:
+                out[r], present[r] = result, True
+    return out, present, problems
+
+
+def decode_images(
+    sources: Sequence[Source], size: tuple[int, int] = SIZE, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
+    """Files or bytes (whatever Pillow reads) to (uint8 [n,h,w,3], present bool [n], problems).
+
+    Antialiased resize to `size` = (h, w); EXIF rotation applied; alpha laid over white. Files
+    that are missing, empty, cut off, no image, or larger than `max_pixels` become problems.
+    """
+
+    def one(data: bytes) -> np.ndarray:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > max_pixels:
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels is over the limit of {max_pixels}"
+                )
+            return np.asarray(_rgb(ImageOps.exif_transpose(image)).resize(size[::-1], 2))
+
+    out = np.zeros((len(sources), *size, 3), np.uint8)
+    return _decode(sources, one, out, BAD_IMAGE)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # convert() would clip 16-bit grey to white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def decode_sounds(
+    sources: Sequence[Source], rate: int = RATE, seconds: float = SECONDS
+) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
+    """Files or bytes (WAV, Ogg, FLAC, MP3) to (float32 [n, rate*seconds], present, problems).
+
+    Mono mean of the channels, polyphase resampling, cropped to the first `seconds`, zeros behind
+    the end of a shorter clip. Cut-off, empty, non-finite and unreadable files become problems.
+    """
+    import soundfile
+
+    samples = round(rate * seconds)
+
+    def one(data: bytes) -> np.ndarray:
+        _check_whole(data)
+        with soundfile.SoundFile(io.BytesIO(data)) as clip:
+            own = clip.samplerate
+            wave = clip.read(int(own * (seconds + 0.1)) + 1, dtype="float32", always_2d=True)
+        if not len(wave) or not np.isfinite(wave).all():
+            raise ValueError("no samples" if not len(wave) else "samples that are not finite")
+        common = gcd(own, rate)
+        wave = resample_poly(wave.mean(1), rate // common, own // common)[:samples]
+        return np.pad(wave, (0, samples - len(wave)))
+
+    out = np.zeros((len(sources), samples), np.float32)
+    return _decode(sources, one, out, (OSError, ValueError, soundfile.LibsndfileError))
+
+
+def _check_whole(data: bytes) -> None:
+    """The codec plays what is left of a cut-off file without a word; the containers tell."""
+    if data[:4] == b"RIFF":
+        told = int.from_bytes(data[4:8], "little")
+        if told != 0xFFFFFFFF and told + 8 > len(data) + 1:  # streams say 0xFFFFFFFF
+            raise ValueError(f"cut off: the header says {told + 8} bytes, found {len(data)}")
+    if data[:4] == b"OggS":
+        last = data.rfind(b"OggS")
+        if last + 5 >= len(data) or not data[last + 5] & 4:  # RFC 3533: flag 4 ends a stream
+            raise ValueError("cut off: the last Ogg page is not an end of stream")
+
+
+def clean_text(value: Any) -> str:
+    """HTML entities undone, white space single; '' for None, NaN and blanks, which is missing."""
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    return " ".join(html.unescape(str(value)).split())
+
+
+def with_features(
+    dataset: Dataset, modalities: Sequence[str] = ("text", "image", "audio"), seed: int = 0
+) -> tuple[Dataset, list[Problem]]:
+    """The data set with `features` and `present` of the modalities it has content for.
+
+    Text is read from the columns named in TEXT_COLUMNS, images and audio from the files that the
+    columns `image` and `audio` name. Modalities that have features already are left as they are.
+    `seed` starts the SVD of the text. DataError for a modality that is none of the three.
+    """
+    unknown = set(modalities) - set(MAKERS)
+    if unknown:
+        raise DataError(f"modalities {sorted(unknown)}: expected some of {sorted(MAKERS)}.")
+    features, present, problems = dict(dataset.features), dict(dataset.present), []
+    for modality in modalities:
+        made = None if modality in features else MAKERS[modality](dataset, seed)
+        if made is not None:
+            features[modality], present[modality], found = made
+            problems += found
+    return replace(dataset, features=features, present=present), problems
+
+
+def _text(dataset: Dataset, seed: int) -> tuple | None:
+    columns = [dataset.columns[name] for name in TEXT_COLUMNS if name in dataset.columns]
+    if not columns:
+        return None
+    texts = [clean_text(" ".join(map(clean_text, row))) for row in zip(*columns, strict=True)]
+    texts[0] = ""
+    return text_features(texts, seed=seed), np.array([bool(text) for text in texts]), []
+
+
+def _images(dataset: Dataset, seed: int) -> tuple | None:
+    if "image" not in dataset.columns:
+        return None
+    images, present, problems = decode_images(list(dataset.columns["image"]))
+    return image_features(images, present), present, problems
+
+
+def _sounds(dataset: Dataset, seed: int) -> tuple | None:
+    if "audio" not in dataset.columns:
+        return None
+    sounds, present, problems = decode_sounds(list(dataset.columns["audio"]))
+    return sound_features(sounds, RATE, present), present, problems
+
+
+MAKERS = {"text": _text, "image": _images, "audio": _sounds}

@@ -1,0 +1,149 @@
+"""Plain content features in numpy, no network: colours, edges, words, bands.
+
+A first content vector for every modality, for the first models and as a floor for encoders.
+Every function returns float32 [n,f], standardised over the present rows; absent rows are zero.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse
+import scipy.sparse.linalg
+
+BLOCK = 512  # rows worked on at once
+
+
+def standardise(x: np.ndarray, present: np.ndarray, columns: bool = True) -> np.ndarray:
+    """float32 [n,f]: mean 0, sd 1 over the present rows, clipped at 5 sd; absent rows zero.
+
+    `columns=False` divides all columns by one common scale, which keeps their proportions.
+    """
+    rows = x[present].astype(np.float64)
+    out = np.zeros(x.shape, np.float32)
+    if len(rows):
+        rows -= rows.mean(0)
+        scale = rows.std(0) if columns else np.full(rows.shape[1], rows.std())
+        out[present] = np.clip(rows / np.where(scale > 1e-6, scale, np.inf), -5, 5)
+    return out
+
+
+def _present(x: np.ndarray, present: np.ndarray | None) -> np.ndarray:
+    return x.reshape(len(x), -1).any(1) if present is None else present
+
+
+def image_features(images: np.ndarray, present: np.ndarray | None = None) -> np.ndarray:
+    """uint8 [n,h,w,3] to float32 [n,384]: colours 64, pixels 8x8x3, edges 4x4 cells x 8 angles.
+
+    Colours are square roots of histogram shares, edges are gradient lengths by orientation
+    (Dalal and Triggs, 2005). Without `present` an all-black image counts as absent.
+    """
+    blocks = [images[i : i + BLOCK] for i in range(0, len(images), BLOCK)]
+    x = np.concatenate([np.hstack([_colours(b), _pixels(b), _edges(b)]) for b in blocks])
+    return standardise(x, _present(images, present))
+
+
+def _colours(images: np.ndarray) -> np.ndarray:
+    red, green, blue = np.moveaxis(images >> 6, 3, 0)  # 4 levels a channel
+    return np.sqrt(_histogram((red << 4) | (green << 2) | blue, 64) / red[0].size)
+
+
+def _histogram(bins: np.ndarray, n_bins: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """[n, n_bins]: counts, or sums of weights, of every image's bins [n,h,w]."""
+    flat = bins + np.arange(len(bins), dtype=np.int32)[:, None, None] * n_bins
+    weights = None if weights is None else weights.ravel()
+    return np.bincount(flat.ravel(), weights, n_bins * len(bins)).reshape(-1, n_bins)
+
+
+def _cell(size: int, cells: int) -> np.ndarray:
+    """int32 [size]: which of `cells` even parts a row or column falls in."""
+    return (np.arange(size) * cells // size).astype(np.int32)
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    """[n, 8*8*3]: mean colour of the parts, as two small matrix products."""
+    down, across = (np.eye(8, dtype=np.float32)[_cell(s, 8)] for s in images.shape[1:3])
+    down, across = (m / np.maximum(m.sum(0), 1) for m in (down, across))
+    rows = np.einsum("nhwc,hp->nwcp", images.astype(np.float32) / 255, down, optimize=True)
+    return np.einsum("nwcp,wq->npqc", rows, across, optimize=True).reshape(len(images), -1)
+
+
+def _edges(images: np.ndarray) -> np.ndarray:
+    """[n, 4*4*8]: gradient lengths, each shared by the two nearest of 8 angles in its cell."""
+    grey = images @ np.full(3, 1 / 765, np.float32)
+    down, right = np.gradient(grey, axis=(1, 2))
+    length = np.hypot(down, right)
+    angle = np.arctan2(down, right) * (8 / np.pi) % 8  # light to dark or dark to light is one
+    low = np.minimum(angle.astype(np.int32), 7)
+    share = angle - low
+    h, w = grey.shape[1:]
+    cell = (4 * _cell(h, 4)[:, None] + _cell(w, 4)) * 8
+    cells = _histogram(cell + low, 128, length * (1 - share))
+    cells += _histogram(cell + (low + 1) % 8, 128, length * share)
+    return cells / (np.linalg.norm(cells, axis=1, keepdims=True) + 1e-6)
+
+
+def text_features(texts: Sequence[str], dim: int = 64, seed: int = 0) -> np.ndarray:
+    """float32 [n,dim]: TF-IDF, truncated SVD (Deerwester et al., 1990); rows zero where ''.
+
+    Columns beyond the rank are zero. All columns share one scale, so that the first ones weigh
+    most. Deterministic: the start vector comes from `seed`, the sign makes the largest word
+    weight of a column positive.
+    """
+    counts = _tfidf(texts)
+    rank = min(dim, *counts.shape)
+    if rank < min(counts.shape):
+        start = np.random.default_rng(seed).normal(size=min(counts.shape))
+        left, values, words = scipy.sparse.linalg.svds(counts, rank, v0=start)
+        left, values, words = left[:, ::-1], values[::-1], words[::-1]
+    else:  # the iterative solver wants fewer columns than there are
+        left, values, words = np.linalg.svd(counts.toarray(), full_matrices=False)
+    sign = np.sign(np.take_along_axis(words, np.abs(words).argmax(1)[:, None], 1)[:, 0])
+    out = np.zeros((len(texts), dim))
+    out[:, :rank] = (left * values * sign)[:, :rank]
+    return standardise(out, np.array([bool(text) for text in texts]), columns=False)
+
+
+def _tfidf(texts: Sequence[str]) -> scipy.sparse.csr_array:
+    """[n, words]: (1 + ln tf) ln((n+1)/df), rows of length one (Salton and Buckley, 1988)."""
+    words, rows, columns = {}, [], []
+    for row, text in enumerate(texts):
+        for word in re.findall(r"\w+", text.lower()):
+            rows.append(row)
+            columns.append(words.setdefault(word, len(words)))
+    shape = (len(texts), max(len(words), 1))
+    counts = scipy.sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape)
+    counts.sum_duplicates()
+    df = np.bincount(counts.indices, minlength=shape[1])
+    counts.data = (1 + np.log(counts.data)) * np.log((len(texts) + 1) / df)[counts.indices]
+    norms = np.sqrt((counts**2).sum(1))
+    return scipy.sparse.dia_array((1 / np.maximum(norms, 1e-12), 0), [len(texts)] * 2) @ counts
+
+
+def sound_features(
+    sounds: np.ndarray, rate: int, present: np.ndarray | None = None, bands: int = 32
+) -> np.ndarray:
+    """float32 [n,samples] to float32 [n, 2*bands]: mean and sd over frames of log band energies.
+
+    Frames of 32 ms, half overlapping, Hann window, triangular bands on the mel scale from 50 Hz
+    to rate/2 (Davis and Mermelstein, 1980). Without `present` a silent row counts as absent.
+    """
+    width = min(sounds.shape[1], 2 * round(rate * 0.016))
+    frames = np.lib.stride_tricks.sliding_window_view(sounds, width, axis=1)[:, :: width // 2]
+    filters, window = _mel(width, rate, bands), np.hanning(width).astype(np.float32)
+    out = np.zeros((len(sounds), 2 * bands))
+    for i in range(0, len(sounds), 32):
+        power = np.abs(np.fft.rfft(frames[i : i + 32] * window)) ** 2
+        energy = np.log(power @ filters + 1e-6)
+        out[i : i + 32] = np.concatenate([energy.mean(1), energy.std(1)], 1)
+    return standardise(out, _present(sounds, present))
+
+
+def _mel(width: int, rate: int, bands: int) -> np.ndarray:
+    """[frequencies, bands]: triangles with corners evenly spaced in mel = 1127 ln(1 + f/700)."""
+    low, high = 1127 * np.log1p(np.array([50, rate / 2]) / 700)
+    corners = 700 * np.expm1(np.linspace(low, high, bands + 2) / 1127)
+    f = np.fft.rfftfreq(width, 1 / rate)[:, None]
+    rise = (f - corners[:-2]) / (corners[1:-1] - corners[:-2])
+    fall = (corners[2:] - f) / (corners[2:] - corners[1:-1])
+    return np.maximum(0, np.minimum(rise, fall)).astype(np.float32)
