@@ -1,0 +1,442 @@
+"""Losses against a float64 oracle, printed test vectors, reference numbers and their limits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import FIXTURES
+
+from zoo import losses
+
+RNG = np.random.default_rng(0)
+B, K, D = 5, 4, 6
+POS, NEG = RNG.normal(size=B), RNG.normal(size=(B, K))
+HITS = np.array(RNG.random((B, K)) < 0.3)
+WEIGHTS = np.array([1.0, 0.0, 2.0, 1.0, 0.5])
+LOG_Q_NEG, LOG_Q_POS = np.log(RNG.uniform(0.01, 0.3, (B, K))), np.log(RNG.uniform(0.01, 0.3, B))
+X, Y = RNG.normal(size=(B, D)), RNG.normal(size=(B, D))
+EXTRA = RNG.normal(size=(3, D))
+IDS, EXTRA_IDS = np.array([3, 7, 3, 9, 2]), np.array([7, 5, 0])
+MASK = RNG.random((B, B)) < 0.7
+
+
+# The oracle: float64, one position at a time, written from the equations.
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def average(values, weights=WEIGHTS):
+    return float(np.sum(np.array(values) * weights) / np.sum(weights))
+
+
+def cross_entropy(logits, target):
+    return float(np.log(np.sum(np.exp(logits))) - logits[target])
+
+
+def oracle_bpr(pos, neg):
+    return average(
+        [np.mean([-np.log(sigmoid(p - n)) for n in row]) for p, row in zip(pos, neg, strict=True)]
+    )
+
+
+def oracle_gbce(pos, neg, n_items, t):
+    alpha = neg.shape[1] / (n_items - 1)
+    beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+    return average(
+        [
+            -beta * np.log(sigmoid(p)) - sum(np.log(sigmoid(-n)) for n in row)
+            for p, row in zip(pos, neg, strict=True)
+        ]
+    )
+
+
+def oracle_sampled(pos, neg, hits, log_q_neg, log_q_pos):
+    rows = []
+    for i in range(B):
+        kept = (neg[i] - log_q_neg[i])[~hits[i]]
+        rows.append(cross_entropy(np.append(pos[i] - log_q_pos[i], kept), 0))
+    return average(rows)
+
+
+def fixed_logq_parts(pos, neg, q_pos, q_neg):
+    """1 - p_p and the bracket of one position; `neg` without hits."""
+    logits = neg - np.log(q_neg / (1 - q_pos))
+    p = np.exp(pos) / (np.exp(pos) + np.mean(np.exp(logits)))
+    return 1 - p, -pos + np.log(np.sum(np.exp(logits)))
+
+
+def oracle_fixed(pos, neg, hits, log_q_neg, log_q_pos):
+    rows = []
+    for i in range(B):
+        kept = ~hits[i]
+        parts = fixed_logq_parts(
+            pos[i], neg[i][kept], np.exp(log_q_pos[i]), np.exp(log_q_neg[i][kept])
+        )
+        rows.append(np.prod(parts))
+    return average(rows)
+
+
+def oracle_columns(x, columns, ids, log_q, temperature):
+    rows = []
+    for i in range(B):
+        kept = [j for j in range(len(ids)) if j == i or (ids[j] > 0 and ids[j] != ids[i])]
+        logits = np.array([x[i] @ columns[j] / temperature - log_q[j] for j in kept])
+        rows.append(cross_entropy(logits, kept.index(i)))
+    return average(rows)
+
+
+def oracle_info_nce(a, b, mask, temperature):
+    rows = []
+    for i in range(B):
+        kept = [j for j in range(B) if j == i or mask[i, j]]
+        rows.append(
+            cross_entropy(np.array([a[i] @ b[j] for j in kept]) / temperature, kept.index(i))
+        )
+    return average(rows)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def oracle_clip(x, y, log_scale, weights):
+    kept = weights > 0
+    logits = np.exp(log_scale) * x[kept] @ y[kept].T
+    rows = [cross_entropy(row, i) for i, row in enumerate(logits)]
+    columns = [cross_entropy(row, i) for i, row in enumerate(logits.T)]
+    return average((np.array(rows) + columns) / 2, weights[kept])
+
+
+def oracle_siglip(x, y, log_scale, bias, weights):
+    kept = np.flatnonzero(weights)
+    total = 0.0
+    for i in kept:
+        for j in kept:
+            z = 1 if i == j else -1
+            total -= weights[i] * np.log(sigmoid(z * (np.exp(log_scale) * x[i] @ y[j] + bias)))
+    return total / np.sum(weights)
+
+
+LOG_POP = np.log(RNG.uniform(0.01, 0.2, B + 3))
+MIXTURE = np.log((5 * np.exp(LOG_POP) + 2 / 100) / 7)  # one of the three uniform ids is padding
+BOTH, BOTH_IDS = np.concatenate([Y, EXTRA]), np.concatenate([IDS, EXTRA_IDS])
+
+# name: (function of float arrays only, those arrays, value by the oracle)
+CASES = {
+    "bpr": (lambda p, n: losses.bpr(p, n, WEIGHTS), (POS, NEG), oracle_bpr(POS, NEG)),
+    "bce": (lambda p, n: losses.bce(p, n, WEIGHTS), (POS, NEG), oracle_gbce(POS, NEG, 1e4, 0)),
+    "gbce": (
+        lambda p, n: losses.gbce(p, n, WEIGHTS, 101, 0.75),
+        (POS, NEG),
+        oracle_gbce(POS, NEG, 101, 0.75),
+    ),
+    "sampled": (
+        lambda p, n: losses.sampled_softmax(p, n, WEIGHTS, HITS),
+        (POS, NEG),
+        oracle_sampled(POS, NEG, HITS, NEG * 0, POS * 0),
+    ),
+    "sampled logq": (
+        lambda p, n, q: losses.sampled_softmax(p, n, WEIGHTS, HITS, q),
+        (POS, NEG, LOG_Q_NEG),
+        oracle_sampled(POS, NEG, HITS, LOG_Q_NEG, POS * 0),
+    ),
+    "sampled logq, positive too": (
+        lambda p, n, q, r: losses.sampled_softmax(p, n, WEIGHTS, HITS, q, r),
+        (POS, NEG, LOG_Q_NEG, LOG_Q_POS),
+        oracle_sampled(POS, NEG, HITS, LOG_Q_NEG, LOG_Q_POS),
+    ),
+    "fixed logq": (
+        lambda p, n, r, q: losses.fixed_logq(p, n, r, q, WEIGHTS, HITS),
+        (POS, NEG, LOG_Q_POS, LOG_Q_NEG),
+        oracle_fixed(POS, NEG, HITS, LOG_Q_NEG, LOG_Q_POS),
+    ),
+    "in batch": (
+        lambda x, y, q: losses.in_batch_softmax(x, y, IDS, q, WEIGHTS, 0.7),
+        (X, Y, LOG_POP[:B]),
+        oracle_columns(X, Y, IDS, LOG_POP, 0.7),
+    ),
+    "mixed": (
+        lambda x, y, u: losses.mixed_negatives(
+            x, y, IDS, u, EXTRA_IDS, jnp.asarray(LOG_POP), 100, WEIGHTS, 0.7
+        ),
+        (X, Y, EXTRA),
+        oracle_columns(X, BOTH, BOTH_IDS, MIXTURE, 0.7),
+    ),
+    "info nce": (
+        lambda x, y: losses.info_nce(x, y, MASK, 0.5, WEIGHTS),
+        (X, Y),
+        oracle_info_nce(X, Y, MASK, 0.5),
+    ),
+    "clip": (
+        lambda x, y, s: losses.clip(x, y, s, WEIGHTS),
+        (unit(X), unit(Y), np.array(1.5)),
+        oracle_clip(unit(X), unit(Y), 1.5, WEIGHTS),
+    ),
+    "siglip": (
+        lambda x, y, s, b: losses.siglip(x, y, s, b, WEIGHTS),
+        (unit(X), unit(Y), np.array(2.3), np.array(-3.0)),
+        oracle_siglip(unit(X), unit(Y), 2.3, -3.0, WEIGHTS),
+    ),
+    "bootstrap": (
+        lambda x: losses.bootstrap(x, Y, WEIGHTS),
+        (X,),
+        average([1 - x @ y for x, y in zip(unit(X), unit(Y), strict=True)]),
+    ),
+}
+CASES = {  # jnp arrays for what the functions close over
+    name: (function, [jnp.asarray(x, jnp.float32) for x in arrays], value)
+    for name, (function, arrays, value) in CASES.items()
+}
+every_loss = pytest.mark.parametrize("name", CASES)
+
+
+@every_loss
+def test_value_matches_oracle_eager_and_jit(name):
+    function, arrays, value = CASES[name]
+    eager, jitted = function(*arrays), jax.jit(function)(*arrays)
+    assert eager.dtype == jnp.float32 and eager.shape == ()
+    np.testing.assert_allclose(eager, value, rtol=2e-6)
+    np.testing.assert_allclose(jitted, eager, rtol=1e-6)
+
+
+@every_loss
+def test_gradients_are_finite_and_not_zero(name):
+    function, arrays, _ = CASES[name]
+    gradients = jax.jit(jax.grad(function, tuple(range(len(arrays)))))(*arrays)
+    for gradient in gradients:
+        assert np.all(np.isfinite(gradient)) and np.any(np.abs(gradient) > 1e-6)
+
+
+@every_loss
+def test_bfloat16_gives_float32_near_the_value(name):
+    function, arrays, value = CASES[name]
+    loss = function(*[x.astype(jnp.bfloat16) for x in arrays])
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, value, rtol=0.03)
+
+
+@pytest.mark.parametrize("name", ["bpr", "bce", "gbce", "sampled logq", "fixed logq", "mixed"])
+def test_no_weight_at_all_is_zero_with_zero_gradients(name, monkeypatch):
+    function, arrays, _ = CASES[name]
+    monkeypatch.setitem(globals(), "WEIGHTS", jnp.zeros(B))
+    loss, gradients = jax.value_and_grad(function, tuple(range(len(arrays))))(*arrays)
+    assert loss == 0
+    assert all(np.all(np.array(g) == 0) for g in gradients)
+
+
+# The test vectors of the equations: f_p 1, f_n (.5, -.2).
+
+ONE, TWO = jnp.array([1.0]), jnp.array([[0.5, -0.2]])
+
+
+def test_printed_vectors():
+    near = {"atol": 2e-6, "rtol": 0}
+    np.testing.assert_allclose(losses.bpr(ONE, TWO), 0.368680, **near)
+    np.testing.assert_allclose(losses.bce(ONE, TWO[:, :1]), 1.287339, **near)
+    np.testing.assert_allclose(losses.sampled_softmax(ONE, TWO), 0.645911, **near)
+    np.testing.assert_allclose(losses.gbce(ONE, TWO, None, 101, 0.75), 1.655230, **near)
+    log_p, log_n = jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.3, 0.2]))
+    logq = losses.sampled_softmax(ONE, TWO, None, None, log_n, log_p)
+    np.testing.assert_allclose(logq, 1.016632, **near)
+    np.testing.assert_allclose(losses.fixed_logq(ONE, TWO, log_p, log_n), 0.265953, **near)
+    np.testing.assert_allclose(  # the bracket .567510 is weighted by 1 - p_p, p_p .531368
+        jax.grad(lambda p: losses.fixed_logq(p, TWO, log_p, log_n))(ONE), [0.531368 - 1], **near
+    )
+    x, y = jnp.array([[0.9, 0.1], [0.2, 0.7]]), jnp.eye(2)
+    np.testing.assert_allclose(losses.siglip(x, y, jnp.log(10.0), -10.0), 2.181154, **near)
+
+
+def test_gbce_of_beauty_weighs_the_positive_by_beta():
+    zero = losses.gbce(jnp.zeros(1), jnp.full((1, 256), -1e9), None, 12_101, 0.75)
+    np.testing.assert_allclose(zero, 0.265868 * np.log(2), atol=1e-6)
+    np.testing.assert_allclose(
+        losses.gbce(jnp.zeros(1), TWO, None, 101, 0.0), losses.bce(jnp.zeros(1), TWO), atol=1e-7
+    )
+
+
+# Reference numbers.
+
+
+def load(name):
+    return np.load(FIXTURES / f"{name}.npz", allow_pickle=False)
+
+
+@pytest.mark.parametrize("name", ["logq_inbatch_new", "logq_inbatch_old", "logq_mns_old"])
+def test_logq_matches_reference(name):
+    data = load(f"{name}_tiny")
+    labels, negatives, hits = (
+        data["labels"],
+        data["negative_ids"],
+        jnp.asarray(data["false_negative"]),
+    )
+    log_q = losses.log_probability(jnp.asarray(data["item_counts"]))
+    assert data["item_counts"][0] == 0
+
+    def each(hidden, table):
+        pos = jnp.sum(hidden * table[labels], axis=-1)
+        neg = jnp.einsum("bd,bkd->bk", hidden, table[negatives])
+        if name == "logq_inbatch_new":
+            return losses.fixed_logq_each(pos, neg, log_q[labels], log_q[negatives], hits)
+        return losses.sampled_softmax_each(pos, neg, hits, log_q[negatives])
+
+    arrays = jnp.asarray(data["hidden"]), jnp.asarray(data["item_embedding"])
+    np.testing.assert_allclose(each(*arrays), data["out_per_example"], atol=1e-5, rtol=0)
+    loss, gradients = jax.value_and_grad(lambda *x: jnp.mean(each(*x)), (0, 1))(*arrays)
+    np.testing.assert_allclose(loss, data["out_loss"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(gradients[0], data["out_grad_hidden"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(gradients[1], data["out_grad_item_embedding"], atol=1e-5, rtol=0)
+
+
+def test_in_batch_softmax_matches_reference_in_float64():
+    data = load("inbatch_softmax_logq_tiny")
+    with jax.enable_x64(True):
+        arrays = [jnp.asarray(data[k]) for k in ("query", "candidate")]
+        log_q, tau = jnp.log(jnp.asarray(data["candidate_prob"])), float(data["tau"])
+        ids = jnp.asarray(data["candidate_id"] + 1)  # 0 is padding here
+        plain = losses.in_batch_softmax(*arrays, jnp.arange(1, 8), log_q, None, tau)
+        removed = losses.in_batch_softmax(*arrays, ids, log_q, None, tau)
+    np.testing.assert_allclose(plain, data["out_loss"], atol=1e-10, rtol=0)
+    np.testing.assert_allclose(removed, data["out_loss_remove_accidental_hits"], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["siglip", "clip"])
+def test_clip_and_siglip_match_reference(name):
+    data = load("siglip_clip_loss_tiny")
+    keys = ["image", "text", "log_scale", "bias"][: 4 if name == "siglip" else 3]
+    arrays = [jnp.asarray(data[key], jnp.float32) for key in keys]
+    loss, gradients = jax.value_and_grad(getattr(losses, name), tuple(range(len(keys))))(*arrays)
+    np.testing.assert_allclose(loss, data[f"out_{name}_loss"], atol=1e-5, rtol=0)
+    for key, gradient in zip(keys, gradients, strict=True):
+        np.testing.assert_allclose(gradient, data[f"out_{name}_grad_{key}"], atol=1e-5, rtol=0)
+
+
+def test_gbce_matches_reference():
+    data = load("gsasrec_gbce_tiny")
+    scores, k = jnp.asarray(data["out_raw_logits"]), data["negatives"].shape[-1]
+    each = losses.gbce_each(scores[..., 0], scores[..., 1:], 40, float(data["cfg_t"])) / (k + 1)
+    weights = jnp.asarray(data["positives"][:, :-1] != 41, jnp.float32)
+    expected = data["out_loss_per_element"]
+    np.testing.assert_allclose(each * weights, expected * weights, atol=2e-5, rtol=0)
+    np.testing.assert_allclose(losses.mean(each, weights), data["out_loss"], atol=2e-5, rtol=0)
+
+
+# Limits and corners.
+
+
+def test_losses_vanish_where_the_target_stands_far_above():
+    far = jnp.array([60.0]), jnp.array([[-60.0, -60.0]])
+    for loss in (losses.bpr, losses.bce, losses.sampled_softmax):
+        assert 0 <= loss(*far) < 1e-20
+    assert 0 <= losses.gbce(*far, None, 101) < 1e-20
+    eye = jnp.eye(4)
+    assert losses.info_nce(eye, eye, None, 0.01) < 1e-20
+    assert losses.clip(eye, eye, 10.0) < 1e-20
+    assert losses.siglip(eye, eye, jnp.log(200.0), -100.0) < 1e-20
+    assert abs(losses.bootstrap(eye, 3 * eye)) < 1e-6
+
+
+@pytest.mark.parametrize("each", [losses.sampled_softmax_each, losses.fixed_logq_each])
+def test_row_of_hits_only_has_no_loss_and_finite_gradients(each):
+    hits, log_q = jnp.ones((1, 2), bool), jnp.log(jnp.array([0.3, 0.2]))
+
+    def loss(pos, neg):
+        if each is losses.fixed_logq_each:
+            return each(pos, neg, jnp.log(jnp.array([0.5])), log_q, hits)[0]
+        return each(pos, neg, hits, log_q)[0]
+
+    value, gradients = jax.value_and_grad(loss, (0, 1))(ONE, TWO)
+    assert value == 0 and all(np.all(np.array(g) == 0) for g in gradients)
+
+
+def test_item_never_seen_gets_no_infinite_logit():
+    log_q = jnp.array([[-jnp.inf, -1.0]])
+    value, gradient = jax.value_and_grad(lambda n: losses.sampled_softmax(ONE, n, log_q_neg=log_q))(
+        TWO
+    )
+    assert np.isfinite(value) and np.all(np.isfinite(gradient))
+    assert np.isfinite(losses.fixed_logq(ONE, TWO, jnp.array([-jnp.inf]), log_q))
+
+
+def test_padding_columns_and_excluded_columns_carry_nothing():
+    ids, weights = jnp.array([3, 7, 0, 9, 0]), jnp.array([1.0, 1, 0, 1, 0])
+    log_q = jnp.where(ids > 0, -2.0, -jnp.inf)
+    x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)
+    full, gradient = jax.value_and_grad(
+        lambda y: losses.in_batch_softmax(x, y, ids, log_q, weights)
+    )(y)
+    kept = jnp.array([0, 1, 3])
+    short = losses.in_batch_softmax(x[kept], y[kept], ids[kept], log_q[kept])
+    np.testing.assert_allclose(full, short, rtol=1e-6)
+    assert np.all(np.array(gradient)[[2, 4]] == 0) and np.all(np.isfinite(gradient))
+    exclude = jnp.zeros((5, 5), bool).at[:, 3].set(True)
+    gone = losses.in_batch_softmax(x, y, ids, log_q, jnp.array([1.0, 1, 0, 0, 0]), exclude=exclude)
+    pair = losses.in_batch_softmax(x[:2], y[:2], ids[:2], log_q[:2])
+    np.testing.assert_allclose(gone, pair, rtol=1e-6)
+
+
+def test_fixed_logq_gradient_is_that_of_the_full_softmax_when_all_items_are_sampled():
+    """With every other item drawn once and Q uniform, E[gradient] is exact without noise."""
+    scores = jnp.asarray(NEG[0], jnp.float32)
+
+    def full(s):
+        return jax.nn.logsumexp(s) - s[0]
+
+    def sampled(s):
+        log_q = jnp.full((1, K - 1), -jnp.log(1.0 * K))
+        return losses.fixed_logq(s[:1], s[None, 1:], log_q[:, 0], log_q)
+
+    # Q' = 1 / (K - 1), so (1/k) sum e^(f - ln Q') is the sum over all others
+    np.testing.assert_allclose(jax.grad(sampled)(scores), jax.grad(full)(scores), atol=1e-6)
+
+
+def test_normalise_has_unit_length_and_no_nan_at_zero():
+    x = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+    np.testing.assert_allclose(losses.normalise(x), [[0.6, 0.8], [0, 0]], atol=1e-7)
+    gradient = jax.grad(lambda x: losses.normalise(x)[:, 0].sum())(x)
+    np.testing.assert_allclose(gradient, [[0.128, -0.096], [0, 0]], atol=1e-6)
+    assert losses.normalise(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    np.testing.assert_allclose(losses.cosine(x, x[:, ::-1]), [0.96, 0], atol=1e-6)
+
+
+def test_bootstrap_sends_nothing_to_the_target():
+    x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)
+    assert np.all(np.array(jax.grad(losses.bootstrap, 1)(x, y)) == 0)
+
+
+def test_clip_scale_stops_at_100():
+    x, y = jnp.asarray(unit(X), jnp.float32), jnp.asarray(unit(Y), jnp.float32)
+    np.testing.assert_allclose(losses.clip(x, y, 9.0), losses.clip(x, y, np.log(100.0)), rtol=1e-5)
+
+
+# Negatives.
+
+
+def test_uniform_negatives_cover_exactly_the_items():
+    draw = jax.jit(losses.sample_uniform, static_argnums=1)
+    ids = np.array(draw(jax.random.key(0), (100, 200), jnp.int32(10)))
+    assert ids.dtype == np.int32 and ids.shape == (100, 200)
+    counts = np.bincount(ids.ravel(), minlength=12)
+    assert counts[0] == 0 and counts[11] == 0
+    assert np.all(np.abs(counts[1:11] - 2000) < 5 * np.sqrt(2000 * 0.9))
+
+
+def test_negatives_by_counts_follow_the_counts():
+    counts = jnp.array([50.0, 0, 1, 3, 0, 6, 0])  # row 0 is padding, whatever it holds
+    draw = jax.jit(losses.sample_by_counts, static_argnums=1)
+    ids = np.array(draw(jax.random.key(1), (20_000,), counts))
+    share = np.array([0, 0, 0.1, 0.3, 0, 0.6, 0])
+    found = np.bincount(ids, minlength=7) / 20_000
+    assert ids.dtype == np.int32 and np.all(found[share == 0] == 0)
+    assert np.all(np.abs(found - share) <= 5 * np.sqrt(share / 20_000))
+    np.testing.assert_allclose(np.exp(losses.log_probability(counts)), share, atol=1e-6)
+    assert np.all(np.array(draw(jax.random.key(1), (9,), jnp.zeros(7))) == 0)
+
+
+def test_negatives_by_counts_reach_rare_items_of_a_long_table():
+    counts = jnp.zeros(100_001).at[1:].set(1.0).at[1].set(1e6)
+    ids = np.array(losses.sample_by_counts(jax.random.key(2), (50_000,), counts))
+    rare = ids[ids > 1]
+    assert abs(len(rare) / 50_000 - 1e5 / 1.1e6) < 0.007
+    assert rare.max() <= 100_000 and abs(np.median(rare) - 50_000) < 2_500
