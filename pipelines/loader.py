@@ -64,6 +64,7 @@ class Loader:
                 "Check the split, or lower k_core."
             )
         self.source = BatchRows(rows, batch, seed, **processes)
+        self.example = {k: np.zeros((batch, *a.shape[1:]), a.dtype) for k, a in arrays.items()}
         self.per_epoch = self.source.per_epoch
         dataset = grain.MapDataset.source(self.source).map(lambda rows: gather(arrays, rows))
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)

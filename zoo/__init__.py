@@ -5,15 +5,17 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {
-    "build": "zoo.api",
-    "fit": "zoo.api",
-    "evaluate": "zoo.api",
-    "recommend": "zoo.api",
-    "load_data": "zoo.api",
-    "make_split": "zoo.api",
-    "make_catalogue": "zoo.api",
-    "from_pretrained": "zoo.api",
+    "Data": "zoo.api",
+    "DataOptions": "zoo.api",
     "Recommender": "zoo.recommender",
+    "Settings": "zoo.api",
+    "build": "zoo.api",
+    "evaluate": "zoo.api",
+    "fit": "zoo.api",
+    "floors": "zoo.api",
+    "from_pretrained": "zoo.api",
+    "load_data": "zoo.api",
+    "save": "zoo.api",
 }
 __all__ = sorted(_HOMES)
 

@@ -169,4 +169,4 @@ class Trunk(nn.Module):
         x = x + jnp.take(positions, batch["positions"], axis=0, mode="clip")
         x = x * (batch["segments"] > 0)[:, :, None]
         x = nn.Dropout(self.dropout, name="dropout")(x, deterministic=not train)
-        return self.stack.clone(name="stack")(x, segment_causal_mask(batch["segments"]), train)
+        return self.stack(x, segment_causal_mask(batch["segments"]), train)

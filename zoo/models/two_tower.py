@@ -45,7 +45,7 @@ class UserTower(nn.Module):
     @nn.compact
     def __call__(self, x: Array, batch: dict, users: Array | None, train: bool = False) -> Array:
         if self.kind == "trunk":
-            stack = Stack(self.layers, "pre", self.heads, dropout=self.dropout)
+            stack = Stack(self.layers, "pre", self.heads, dropout=self.dropout, parent=None)
             return Trunk(self.max_len, True, self.dropout, stack, name="trunk")(x, batch, train)
         if self.kind == "id":
             h = jnp.take(Table(len(users), self.width, name="users")(), batch["users"], axis=0)

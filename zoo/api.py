@@ -1,0 +1,246 @@
+"""The door for Python: load data, build, fit, evaluate, save, load back, recommend."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from checkpoints.bundle import save_bundle
+from pipelines import content, interactions, sources, splits
+from pipelines import loader as loaders
+from pipelines.schema import DataError, Dataset, Split
+from zoo import evaluate as evaluation
+from zoo import mesh as meshes
+from zoo.fit import Fitted, Settings
+from zoo.fit import fit as fit_split
+from zoo.models import build, entry, fields
+from zoo.recommender import Recommender
+from zoo.serve import Pretrained, Recommendation, from_pretrained
+
+__all__ = [
+    "Data",
+    "DataOptions",
+    "Pretrained",
+    "Recommendation",
+    "Recommender",
+    "Settings",
+    "build",
+    "evaluate",
+    "fit",
+    "floors",
+    "from_pretrained",
+    "load_data",
+    "prepare",
+    "save",
+]
+log = logging.getLogger("zoo")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which rows of a data set count, and how they are split."""
+
+    part: str | None = None  # which interactions file, where a folder holds several
+    split: str = "auto"  # auto: the file's own labels, else leave-one-out
+    k_core: int = 0  # keep users and items with at least this many interactions
+    require: tuple[str, ...] = ()  # keep items that have these modalities, before the k-core
+    split_seed: int = 0
+    tie_seed: int = 0  # orders interactions of equal time
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set with its split; what every model is trained and measured on."""
+
+    dataset: Dataset
+    split: Split
+    options: DataOptions = DataOptions()
+
+    def catalogue(self, mesh: Mesh | None = None) -> dict[str, Any]:
+        """Per-item (and per-user) arrays for a model, numpy, padded to a round number of rows."""
+        rows = meshes.table_rows(self.dataset.n_items, mesh)
+        return loaders.catalogue(self.dataset, self.split, rows)
+
+
+def load_data(path: str | Path | Dataset, options: DataOptions = DataOptions()) -> Data:
+    """A folder (or a Dataset) with its split, leakage checked.
+
+    Raises pipelines.schema.DataError for anything wrong with the files.
+    """
+    dataset = path if isinstance(path, Dataset) else sources.load(path, options.part)
+    for modality in options.require:
+        dataset = interactions.filter_items(dataset, _has(dataset, modality))
+    if options.k_core:
+        dataset = interactions.k_core(dataset, options.k_core, options.k_core)
+    split = splits.make_split(dataset, options.split, options.split_seed, options.tie_seed)
+    splits.check_leakage(split, dataset)
+    return Data(dataset, split, options)
+
+
+def _has(dataset: Dataset, modality: str) -> np.ndarray:
+    if modality in dataset.present:
+        return dataset.present[modality]
+    if modality in dataset.columns:
+        return np.array([bool(value) for value in dataset.columns[modality]])
+    has = sorted({*dataset.present, *dataset.columns})
+    raise DataError(f"require: {dataset.name} has no '{modality}'; its items have {has}.")
+
+
+def prepare(data: Data, sources_wanted: str) -> Data:
+    """With content features, decoded and computed, when a model asks for `content` or `both`."""
+    if sources_wanted == "id":
+        return data
+    dataset, problems = content.with_features(data.dataset)
+    for problem in problems[:5]:
+        log.warning("masked: %s", problem)
+    if problems:
+        log.warning("%d contents could not be read and are masked as missing", len(problems))
+    return replace(data, dataset=dataset)
+
+
+def _wanted(model: str, chosen: dict[str, Any]) -> str:
+    known = fields(model)
+    return chosen.get("items", known["items"][1] if "items" in known else "id")
+
+
+def fit(
+    model: str,
+    data: Data | Dataset | str | Path,
+    out: str | Path | None = None,
+    settings: Settings = Settings(),
+    mesh: Mesh | None = None,
+    report=lambda step, steps, metrics: None,
+    **chosen: Any,
+) -> tuple[Fitted, Data]:
+    """Train a model of the register on data; with `out`, resumable, and a bundle at OUT/bundle.
+
+    Returns the fitted model and the data as the model saw it (content features included).
+    """
+    known = entry(model)
+    if known.family == "floor":
+        raise ValueError(f"{model} counts instead of training: see `zoo floors`.")
+    data = data if isinstance(data, Data) else load_data(data)
+    data = prepare(data, _wanted(model, chosen))
+    fitted = fit_split(
+        model, data.split, data.catalogue(mesh), out, settings, mesh, report, **chosen
+    )
+    if out is not None:
+        save(Path(out) / "bundle", model, chosen, fitted, data)
+    return fitted, data
+
+
+def evaluate(
+    model: Pretrained | tuple[Recommender, Any],
+    data: Data | str | Path,
+    split: str = "test",
+    ks: Sequence[int] = (5, 10, 20),
+    mask: bool = True,
+    max_len: int = 50,
+    catalogue: dict[str, Any] | None = None,
+    batch: int = 512,
+) -> evaluation.Result:
+    """Full-ranking metrics of a bundle, or of (recommender, params), on `valid` or `test`."""
+    if isinstance(model, Pretrained):
+        data = data if isinstance(data, Data) else load_data(data, model.data_options())
+        model.check_same_items(data.dataset)
+        recommender, params = model.recommender, model.params
+        catalogue, max_len = catalogue or model.catalogue, model.max_len
+    else:
+        recommender, params = model
+        data = data if isinstance(data, Data) else load_data(data)
+        catalogue = catalogue or data.catalogue()
+    if split not in ("valid", "test"):
+        raise ValueError(f"split is '{split}'; expected 'valid' or 'test'.")
+    events = data.split.valid if split == "valid" else data.split.test
+    batches = loaders.event_batches(events, max_len, batch, mask)
+    return evaluation.evaluate(recommender, params, catalogue, batches, ks=tuple(ks))
+
+
+def floors(
+    data: Data | str | Path, names: Sequence[str] | None = None, mask: bool = True
+) -> dict[str, Any]:
+    """The floors on this data: exact counts, open parameters chosen on validation."""
+    from pipelines.words import words
+    from zoo.floor_table import floor_table
+
+    data = data if isinstance(data, Data) else load_data(data)
+    dataset = data.dataset
+    return floor_table(
+        data.split,
+        dataset.n_items,
+        words=words(dataset),
+        features=dataset.features,
+        present=dataset.present,
+        floors=names,
+        mask=mask,
+    )
+
+
+def save(
+    folder: str | Path,
+    model: str,
+    chosen: dict[str, Any],
+    fitted: Fitted,
+    data: Data,
+    titles: bool = True,
+    results: dict[str, Any] | None = None,
+) -> Path:
+    """Write the bundle of a fitted model: everything that serving needs, hashes included."""
+    uses_content = _wanted(model, chosen) != "id"
+    catalogue = jax.tree.map(np.asarray, fitted.catalogue)
+    kept = ("valid", "popularity") + (("features", "present") if uses_content else ())
+    columns = {"title": data.dataset.columns["title"]} if _titled(data, titles) else {}
+    known = fields(model)
+    config = {
+        "model": model,
+        "fields": {k: chosen.get(k, default) for k, (_, default) in known.items()},
+        "steps": fitted.steps,
+    }
+    split = {
+        "name": data.split.name,
+        "protocol": data.split.protocol,
+        "hash": data.split.hash,
+        "data": data.dataset.name,
+        "options": asdict(data.options),
+    }
+    evaluation_row = {"valid": fitted.best, **(results or {})}
+    return save_bundle(
+        folder,
+        config=config,
+        params=jax.tree.map(np.asarray, fitted.params),
+        item_ids=data.dataset.item_ids,
+        item_columns=columns,
+        features={k: catalogue[k] for k in kept},
+        feature_manifest=_manifest(data) if uses_content else {},
+        split=split,
+        evaluation=evaluation_row,
+        card=card(model, config, split, evaluation_row),
+    )
+
+
+def _titled(data: Data, titles: bool) -> bool:
+    return titles and "title" in data.dataset.columns
+
+
+def _manifest(data: Data) -> dict[str, Any]:
+    return {
+        m: {"width": int(x.shape[1]), "present": int(data.dataset.present[m].sum())}
+        for m, x in data.dataset.features.items()
+    }
+
+
+def card(model: str, config: dict, split: dict, results: dict) -> str:
+    """The bundle's README: what it is, what it learned from, what it reached."""
+    lines = [f"# {model}", "", entry(model).summary + f" ({entry(model).paper}).", ""]
+    lines += [f"Data: {split['data']}, split {split['name']} ({split['protocol']}),"]
+    lines += [f"split hash `{split['hash']}`; trained for {config['steps']} steps.", ""]
+    lines += ["| split | metric | value |", "|---|---|---|"]
+    for name, metrics in results.items():
+        lines += [f"| {name} | {k} | {v:.4f} |" for k, v in metrics.items() if "@" in k]
+    lines += ["", "```python", "import zoo", "bundle = zoo.from_pretrained(FOLDER)"]
+    return "\n".join([*lines, "bundle.recommend(history, k=10)", "```", ""])

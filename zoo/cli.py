@@ -1,0 +1,359 @@
+"""The door for the shell: a thin face of api.py. Heavy imports wait until a command needs them."""
+
+import dataclasses
+import difflib
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+COMMANDS = {
+    "quickstart": "make a small world, train on it, compare, save, load back, recommend",
+    "train": "train MODEL --data DIR --out RUN: fit a model; the same command resumes it",
+    "evaluate": "evaluate RUN_OR_BUNDLE --data DIR: full-ranking metrics and strata",
+    "recommend": "recommend RUN_OR_BUNDLE --history A,B,C --k 10",
+    "floors": "floors --data DIR: popularity, counting and EASE on the same protocol",
+    "models": "list the models, their papers and fields",
+    "data": "data describe | validate | prepare DIR",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status. What a user can mend is one line, status 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        from zoo import __version__
+
+        print(__version__)
+        return 0
+    if argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, 1)
+        print(f"zoo: no command '{argv[0]}'{f'; did you mean {near[0]}?' if near else ''}\n")
+        print(usage())
+        return 2
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        return globals()[f"_{argv[0]}"](argv[1:])
+    except (ValueError, FileNotFoundError, OSError, RuntimeError) as error:
+        print(f"zoo {argv[0]}: {error}", file=sys.stderr)
+        return 2
+
+
+def usage() -> str:
+    """What `zoo --help` prints."""
+    lines = ["zoo: multimodal recommenders in JAX", "", "usage: zoo COMMAND [options]", ""]
+    lines += [f"  {name:<11} {what}" for name, what in COMMANDS.items()]
+    return "\n".join([*lines, "", "zoo COMMAND --help shows a command's options."])
+
+
+def _parse(kind: type, argv: list[str], command: str) -> Any:
+    import tyro
+
+    return tyro.cli(
+        kind, args=argv, prog=f"zoo {command}", description=COMMANDS[command.split()[0]]
+    )
+
+
+def _positional(argv: list[str], what: str, command: str) -> str:
+    if not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+        raise ValueError(f"expected {what} first: zoo {command} {what} ...")
+    return argv[0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataArgs:
+    """A data folder and how to read it."""
+
+    data: Path
+    part: str | None = None
+    """Which interactions file, where a folder holds several."""
+    protocol: str | None = None
+    """leave-one-out, random, labels, global-time, cold-items, or a protocol's name."""
+    k_core: int | None = None
+    """Keep users and items with at least this many interactions."""
+    require: tuple[str, ...] | None = None
+    """Keep only items that have these modalities."""
+    split_seed: int | None = None
+    tie_seed: int | None = None
+    json: bool = False
+    """Print exactly one JSON object on standard output."""
+
+    def options(self, base=None):
+        """DataOptions: `base` with what was named on the command line."""
+        from zoo.api import DataOptions
+
+        named = {
+            "part": self.part,
+            "split": self.protocol,
+            "k_core": self.k_core,
+            "require": self.require,
+            "split_seed": self.split_seed,
+            "tie_seed": self.tie_seed,
+        }
+        given = {k: v for k, v in named.items() if v is not None}
+        return dataclasses.replace(base or DataOptions(), **given)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshArgs:
+    """Devices along the two mesh axes; data None: all that `model` leaves."""
+
+    data: int | None = None
+    model: int = 1
+
+
+def _train_args(model: str) -> type:
+    """The options of `zoo train MODEL`: data, settings, mesh and the model's own fields."""
+    from zoo.fit import Settings
+    from zoo.models import fields
+
+    chosen = [(k, kind, dataclasses.field(default=v)) for k, (kind, v) in fields(model).items()]
+    model_args = dataclasses.make_dataclass("ModelArgs", chosen, frozen=True)
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class TrainArgs(DataArgs, Settings):
+        out: Path
+        objective: str | None = None
+        """Short for --model.objective."""
+        model: model_args = model_args()
+        mesh: MeshArgs = MeshArgs()
+
+        def settings(self) -> Settings:
+            names = [f.name for f in dataclasses.fields(Settings)]
+            return Settings(**{name: getattr(self, name) for name in names})
+
+        def chosen(self) -> dict[str, Any]:
+            """The model's fields that differ from its defaults."""
+            known = {k: v for k, (_, v) in fields(model).items()}
+            given = {k: v for k, v in vars(self.model).items() if v != known[k]}
+            return given | ({"objective": self.objective} if self.objective else {})
+
+    return TrainArgs
+
+
+def _train(argv: list[str]) -> int:
+    name = _positional(argv, "MODEL", "train")
+    from zoo.models import MODELS, entry
+
+    if name in ("-h", "--help"):
+        print("usage: zoo train MODEL --data DIR --out RUN [options]")
+        print("models: " + ", ".join(k for k, e in MODELS.items() if e.family != "floor"))
+        print("zoo train MODEL --help shows a model's options.")
+        return 0
+    if entry(name).family == "floor":
+        raise ValueError(f"{name} counts instead of training: zoo floors --data DIR.")
+    args = _parse(_train_args(name), argv[1:], f"train {name}")
+    from zoo import api
+    from zoo import mesh as meshes
+
+    chosen = args.chosen()
+    api.build(name, **chosen)  # bad fields are told before any data is read
+    mesh = meshes.make_mesh(args.mesh.data, args.mesh.model)
+    data = api.load_data(args.data, args.options())
+    with _Bar(f"train {name}", args.select) as bar:
+        fitted, data = api.fit(name, data, args.out, args.settings(), mesh, bar, **chosen)
+    result = {
+        "model": name,
+        "run": str(args.out),
+        "bundle": str(args.out / "bundle"),
+        "steps": fitted.steps,
+        "seconds": round(fitted.seconds, 3),
+        "examples_per_second": round(fitted.examples_per_second, 1),
+        "best": {**_rounded(fitted.best), "select": args.select},
+        "params_sha256": fitted.params_sha256,
+        "split_hash": data.split.hash,
+    }
+    return _tell(result, args.json)
+
+
+def _evaluate(argv: list[str]) -> int:
+    name = _positional(argv, "RUN_OR_BUNDLE", "evaluate")
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class EvaluateArgs(DataArgs):
+        split: str = "test"
+        """valid or test."""
+        no_mask: bool = False
+        """Rank the items of the history too."""
+        batch: int = 512
+
+    args = _parse(EvaluateArgs, argv[1:], "evaluate RUN_OR_BUNDLE")
+    from zoo import api
+
+    bundle = api.from_pretrained(name)
+    data = api.load_data(args.data, args.options(bundle.data_options()))
+    result = api.evaluate(bundle, data, args.split, mask=not args.no_mask, batch=args.batch)
+    return _tell(
+        {
+            "model": bundle.config["model"],
+            "split": args.split,
+            "protocol": data.split.protocol,
+            "split_hash": data.split.hash,
+            "same_split_as_training": data.split.hash == bundle.split["hash"],
+            "mask": "none" if args.no_mask else "history",
+            "events": result.n_events,
+            "metrics": _rounded(result.metrics),
+            "strata": {name: _rounded(row) for name, row in result.strata.items()},
+        },
+        args.json,
+    )
+
+
+def _recommend(argv: list[str]) -> int:
+    name = _positional(argv, "RUN_OR_BUNDLE", "recommend")
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class RecommendArgs:
+        history: str
+        """The data's own item ids, oldest first, with commas between them."""
+        k: int = 10
+        json: bool = False
+
+    args = _parse(RecommendArgs, argv[1:], "recommend RUN_OR_BUNDLE")
+    from zoo.serve import from_pretrained
+
+    history = [item.strip() for item in args.history.split(",") if item.strip()]
+    lines = from_pretrained(name).recommend(history, args.k)
+    told = [{"item": x.item, "score": round(x.score, 5), "title": x.title} for x in lines]
+    return _tell({"history": history, "recommendations": told}, args.json)
+
+
+def _floors(argv: list[str]) -> int:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class FloorsArgs(DataArgs):
+        only: tuple[str, ...] = ()
+        """A subset of the floors, by name."""
+        no_mask: bool = False
+
+    args = _parse(FloorsArgs, argv, "floors")
+    from zoo import api
+
+    data = api.load_data(args.data, args.options())
+    table = api.floors(data, args.only or None, mask=not args.no_mask)
+    result = {"data": data.dataset.name, "protocol": data.split.protocol}
+    result |= {"split_hash": data.split.hash, "floors": table}
+    return _tell(result, args.json)
+
+
+def _models(argv: list[str]) -> int:
+    @dataclasses.dataclass(frozen=True)
+    class ModelsArgs:
+        json: bool = False
+
+    args = _parse(ModelsArgs, argv, "models")
+    from zoo.models import MODELS, fields
+
+    table = {
+        name: {
+            "family": e.family,
+            "paper": e.paper,
+            "summary": e.summary,
+            "fields": {k: v for k, (_, v) in fields(name).items()},
+        }
+        for name, e in MODELS.items()
+    }
+    if args.json:
+        return _tell({"models": table}, True)
+    for name, row in table.items():
+        print(f"{name:<16} {row['family']:<11} {row['summary']} ({row['paper']})")
+    return 0
+
+
+def _data(argv: list[str]) -> int:
+    actions = ("describe", "validate", "prepare")
+    if not argv or argv[0] not in actions:
+        print("usage: zoo data describe | validate | prepare --data DIR [--out DIR] [--json]")
+        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    action = argv[0]
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class PlainArgs:
+        data: Path
+        part: str | None = None
+        out: Path = Path("data/prepared")
+        """prepare: where the ArrayRecord files go."""
+        json: bool = False
+
+    rest = ["--data", *argv[1:]] if len(argv) > 1 and not argv[1].startswith("-") else argv[1:]
+    args = _parse(PlainArgs, rest, f"data {action}")
+    from pipelines import interactions, sources
+
+    if action == "prepare":
+        from pipelines.datasets.three_tables import prepare
+
+        return _tell({"prepared": str(prepare(args.data, args.out))}, args.json)
+    dataset = sources.load(args.data, args.part)
+    if action == "describe":
+        described = interactions.describe(dataset)
+        return _tell({"data": dataset.name, "source": dataset.source, **described}, args.json)
+    findings = interactions.validate(dataset)
+    _tell({"data": dataset.name, "findings": findings}, args.json)
+    return 1 if findings else 0
+
+
+def _quickstart(argv: list[str]) -> int:
+    @dataclasses.dataclass(frozen=True)
+    class QuickstartArgs:
+        out: Path = Path("runs/quickstart")
+        epochs: int | None = None
+        """None: enough to come near the optimum."""
+        seed: int = 0
+        json: bool = False
+
+    args = _parse(QuickstartArgs, argv, "quickstart")
+    from zoo.quickstart import quickstart
+
+    with _Bar("train", "recall@10") as bar:
+        result = quickstart(args.out, args.epochs, args.seed, bar, quiet=args.json)
+    return _tell(result, True) if args.json else 0
+
+
+class _Bar:
+    """A progress bar on standard error; called as report(step, steps, metrics)."""
+
+    def __init__(self, name: str, select: str):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), Remaining())
+        told = TextColumn("{task.fields[told]}")
+        self.progress = Progress(*columns, told, console=Console(stderr=True))
+        self.select, self.loss, self.best = select, "", ""
+        self.task = None
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_):
+        self.progress.stop()
+
+    def __call__(self, step: int, steps: int, metrics: dict[str, float]) -> None:
+        if self.task is None:
+            self.task = self.progress.add_task("", total=steps, told="")
+        if "loss" in metrics:
+            self.loss = f"loss {metrics['loss']:.4f}"
+        if self.select in metrics:
+            self.best = f"validation {self.select} {metrics[self.select]:.4f}"
+        self.progress.update(self.task, completed=step, told=f"{self.loss}  {self.best}")
+
+
+def _rounded(metrics: dict[str, Any], digits: int = 6) -> dict[str, Any]:
+    return {k: round(v, digits) if isinstance(v, float) else v for k, v in metrics.items()}
+
+
+def _tell(result: dict[str, Any], as_json: bool) -> int:
+    """One JSON object, or the same as readable lines, on standard output."""
+    if as_json:
+        print(json.dumps(result))
+        return 0
+    from rich.console import Console
+    from rich.pretty import Pretty
+
+    Console().print(Pretty(result, expand_all=True))
+    return 0

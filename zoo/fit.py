@@ -1,0 +1,259 @@
+"""Fit a recommender to a data set: one run, one folder, resumable, chosen on validation."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from checkpoints.store import Store, params_sha256
+from pipelines.loader import event_batches, sequence_loader
+from pipelines.schema import Split
+from zoo import mesh as meshes
+from zoo.evaluate import evaluate
+from zoo.models import build
+from zoo.optim import optimizer
+from zoo.recommender import Recommender
+from zoo.train import TrainState, create, make_step, train
+
+log = logging.getLogger("zoo")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; a step is one batch of packed rows."""
+
+    steps: int | None = None  # None: epochs x batches an epoch
+    epochs: int = 60
+    batch: int = 32  # packed rows a step
+    rate: float = 1e-3
+    warmup: int = 0
+    schedule: str = "constant"
+    weight_decay: float = 0.0
+    clip: float | None = None
+    seed: int = 0
+    evaluate_every: int | None = None  # steps; None: one epoch, but at least five times a run
+    patience: int = 10  # evaluations without a better one before stopping
+    select: str = "ndcg@10"  # the validation metric that chooses the parameters
+    evaluate_batch: int = 512
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came out: the parameters that validation chose, and how the run went."""
+
+    recommender: Recommender
+    params: Any  # chosen on validation
+    catalogue: dict[str, Any]
+    steps: int
+    seconds: float  # of training steps, evaluation and saving left out
+    examples_per_second: float  # next-item targets
+    best: dict[str, float]  # validation metrics of `params`
+    history: list[dict[str, float]]  # one row an evaluation
+    params_sha256: str  # of the final parameters
+
+
+class Run:
+    """The pieces of one training run, made once."""
+
+    def __init__(
+        self,
+        model: str,
+        fields: dict,
+        split: Split,
+        catalogue: dict,
+        settings: Settings,
+        mesh: Mesh,
+    ):
+        s = self.settings = settings
+        self.mesh, self.split, self.max_len = mesh, split, int(fields.get("max_len", 50))
+        self.recommender = build(model, **fields)
+        meshes.check_batch_fits(s.batch, mesh)
+        self.loader = sequence_loader(split, s.batch, self.max_len, s.seed)
+        self.steps = s.steps or s.epochs * self.loader.per_epoch
+        self.every = s.evaluate_every or max(1, min(self.loader.per_epoch, -(-self.steps // 5)))
+        self.optimizer = optimizer(s.rate, self.steps, s.warmup, s.schedule, s.weight_decay, s.clip)
+        self.catalogue = jax.device_put(catalogue, NamedSharding(mesh, P(("data", "model"))))
+        self.shapes = jax.eval_shape(self._create, self.catalogue)
+        self.shardings = meshes.shardings(self.shapes, mesh)
+        self.step = self._compile()
+
+    def _compile(self) -> Callable:
+        """The one executable of the run; compiled before the clock starts."""
+        step = make_step(self.recommender, self.optimizer, self.settings.seed)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
+        batch = meshes.shard_batch(self.loader.example, self.mesh)
+        return jitted.lower(self.abstract(), self.catalogue, batch).compile()
+
+    def _create(self, catalogue: dict) -> TrainState:
+        example = self.loader.example
+        return create(self.recommender, self.optimizer, catalogue, example, self.settings.seed)
+
+    def fresh(self) -> TrainState:
+        """The state at step 0, placed by the rules."""
+        return jax.jit(self._create, out_shardings=self.shardings)(self.catalogue)
+
+    def abstract(self) -> TrainState:
+        """Shapes with shardings: what a checkpoint is restored onto."""
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            self.shapes,
+            self.shardings,
+        )
+
+    def advance(self, state: TrainState, until: int, report: Callable) -> TrainState:
+        """Train to step `until`; every metric of every step goes to `report`."""
+        batches = (meshes.shard_batch(batch, self.mesh) for batch in self.loader)
+        return train(self.step, state, self.catalogue, batches, until, report)
+
+    def validate(self, params: Any) -> dict[str, float]:
+        """Full-ranking metrics on the validation events."""
+        batches = event_batches(self.split.valid, self.max_len, self.settings.evaluate_batch)
+        return evaluate(self.recommender, params, self.catalogue, batches).metrics
+
+
+class Progress:
+    """What a run has seen so far; saved with every checkpoint."""
+
+    def __init__(self, select: str, patience: int, saved: dict | None = None):
+        self.select, self.patience = select, patience
+        saved = saved or {"history": [], "seconds": 0.0, "examples": 0.0}
+        self.history: list[dict[str, float]] = saved["history"]
+        self.seconds, self.examples = saved["seconds"], saved["examples"]
+
+    def saved(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"history": self.history, "seconds": self.seconds, "examples": self.examples}
+
+    def best(self) -> int:
+        """Place in the history of the best evaluation; the first of equals."""
+        return int(np.argmax([row[self.select] for row in self.history]))
+
+    def improved(self) -> bool:
+        """Whether the last evaluation is the best so far."""
+        return self.best() == len(self.history) - 1
+
+    def exhausted(self) -> bool:
+        """Whether `patience` evaluations in a row were no better."""
+        return bool(self.history) and len(self.history) - 1 - self.best() >= self.patience
+
+
+def fit(
+    model: str,
+    split: Split,
+    catalogue: dict[str, Any],
+    out: str | Path | None = None,
+    settings: Settings = Settings(),
+    mesh: Mesh | None = None,
+    report: Callable[[int, int, dict[str, float]], None] = lambda step, steps, metrics: None,
+    **fields: Any,
+) -> Fitted:
+    """Train `model` with `fields`; go on where it stopped when `out` holds the same run.
+
+    `report(step, steps, metrics)` hears of every step and every evaluation.
+    Raises ValueError when `out` holds a run of other settings.
+    """
+    mesh = mesh or meshes.make_mesh(1)
+    with jax.set_mesh(mesh):
+        run = Run(model, fields, split, catalogue, settings, mesh)
+        if out is None:
+            return _loop(run, run.fresh(), Progress(settings.select, settings.patience), report)
+        claim(Path(out), identity(model, fields, split, settings))
+        with Store(out) as store:
+            state, progress = _resume(run, store)
+            return _loop(run, state, progress, report, store)
+
+
+def _loop(run: Run, state, progress: Progress, report, store: Store | None = None) -> Fitted:
+    chosen = None
+    while int(state.step) < run.steps and not progress.exhausted():
+        until = min(int(state.step) + run.every, run.steps)
+        state = _stretch(run, state, until, progress, report)
+        metrics = run.validate(state.params)
+        progress.history.append({"step": until, **metrics})
+        report(until, run.steps, metrics)
+        if progress.improved():
+            chosen = jax.tree.map(np.asarray, state.params)
+        if store:
+            place = run.loader.place()
+            store.save(until, state, place, progress.saved(), best=progress.improved())
+    if store:
+        store.wait()
+    return _fitted(run, state, progress, _chosen(run, state, progress, chosen, store))
+
+
+def _stretch(run: Run, state, until: int, progress: Progress, report) -> TrainState:
+    """Train up to the next evaluation, timed."""
+
+    def heard(step: int, metrics: dict[str, float]) -> None:
+        progress.examples += metrics.get("targets", 0.0)
+        report(step, run.steps, metrics)
+
+    begun = time.monotonic()
+    state = jax.block_until_ready(run.advance(state, until, heard))
+    progress.seconds += time.monotonic() - begun
+    return state
+
+
+def _resume(run: Run, store: Store) -> tuple[TrainState, Progress]:
+    s = run.settings
+    if store.latest() is None:
+        return run.fresh(), Progress(s.select, s.patience)
+    state, place, saved, step = store.restore(run.abstract())
+    run.loader.resume(place)
+    log.info("resumed at step %d", step)
+    return state, Progress(s.select, s.patience, saved)
+
+
+def _chosen(run: Run, state, progress: Progress, chosen, store: Store | None):
+    """The parameters of the best evaluation, from memory or from the store."""
+    if chosen is not None:
+        return chosen
+    if store is None or not progress.history:
+        return state.params
+    step = progress.history[progress.best()]["step"]
+    return store.restore(run.abstract(), step=step)[0].params
+
+
+def _fitted(run: Run, state: TrainState, progress: Progress, chosen) -> Fitted:
+    seconds = max(progress.seconds, 1e-9)
+    return Fitted(
+        run.recommender,
+        chosen,
+        run.catalogue,
+        int(state.step),
+        progress.seconds,
+        progress.examples / seconds,
+        progress.history[progress.best()] if progress.history else {},
+        progress.history,
+        params_sha256(state.params),
+    )
+
+
+def identity(model: str, fields: dict, split: Split, settings: Settings) -> dict[str, Any]:
+    """What makes two runs the same: model, fields, split, settings. JSON-able."""
+    known = {"model": model, "fields": fields, "split": split.hash, **asdict(settings)}
+    return json.loads(json.dumps(known))
+
+
+def claim(out: Path, mine: dict[str, Any]) -> None:
+    """Write RUN/run.json, or check that the run there is this one."""
+    path = out / "run.json"
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        other = {k: (theirs.get(k), v) for k, v in mine.items() if theirs.get(k) != v}
+        if other:
+            told = "; ".join(f"{k} is {a!r} there, {b!r} here" for k, (a, b) in other.items())
+            raise ValueError(f"{out} holds another run: {told}. Choose another --out.")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(mine, indent=2))
+    temporary.replace(path)

@@ -1,0 +1,134 @@
+"""A bundle made ready: recommend in the user's own ids, evaluate, explain."""
+
+import difflib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from checkpoints.bundle import Bundle, load_bundle
+from checkpoints.hub import resolve
+from pipelines.loader import requests
+from pipelines.schema import DataError, Dataset, Ragged
+from zoo.models import build
+
+
+class Recommendation(NamedTuple):
+    """One line of a recommendation list."""
+
+    item: str  # the catalogue's own id
+    score: float
+    title: str
+
+
+class Pretrained:
+    """A loaded bundle; `recommender`, `params`, `catalogue`, `index` are its functional parts."""
+
+    def __init__(self, bundle: Bundle):
+        self.bundle = bundle
+        self.config, self.split = bundle.config, bundle.split
+        self.recommender = build(self.config["model"], **_fields(self.config["fields"]))
+        self.params = jax.tree.map(jnp.asarray, bundle.params)
+        self.catalogue = jax.tree.map(jnp.asarray, bundle.catalogue)
+        self.item_ids = [str(x) for x in bundle.item_ids]
+        self.titles = [str(x) for x in bundle.item_columns.get("title", [""] * len(self.item_ids))]
+        self.max_len = int(self.config["fields"].get("max_len", 50))
+
+    @cached_property
+    def index(self) -> Any:
+        """What serving needs of the catalogue, computed once."""
+        return jax.jit(self.recommender.index)(self.params, self.catalogue)
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {item: i for i, item in enumerate(self.item_ids) if i}
+
+    @cached_property
+    def _recommend(self):
+        return jax.jit(self.recommender.recommend, static_argnums=3)
+
+    def numbers(self, history: Sequence[str]) -> list[int]:
+        """Inner ids of external ones. Raises DataError naming the unknown ids."""
+        wanted = [str(item) for item in history]
+        unknown = [item for item in wanted if item not in self._numbers]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], list(self._numbers), 3)
+            raise DataError(
+                f"history: {unknown[:5]} not among the {len(self._numbers)} items of this bundle"
+                + (f"; nearest to '{unknown[0]}': {', '.join(near)}" if near else "")
+                + f"; ids look like '{self.item_ids[1]}'."
+            )
+        if not wanted:
+            raise DataError("history is empty: give at least one item id; expected e.g. ['ID1'].")
+        return [self._numbers[item] for item in wanted]
+
+    def recommend(self, history: Sequence[str], k: int = 10) -> list[Recommendation]:
+        """The k best items not in `history` (external ids, oldest first), best first."""
+        return self.recommend_batch([history], k)[0]
+
+    def recommend_batch(
+        self, histories: Sequence[Sequence[str]], k: int = 10
+    ) -> list[list[Recommendation]]:
+        """`recommend` for several histories at once."""
+        numbers = [self.numbers(history) for history in histories]
+        available = int(self.catalogue["valid"].sum()) - max(len(set(row)) for row in numbers)
+        if not 1 <= k <= available:
+            raise ValueError(
+                f"k is {k}; expected 1 to {available}: the catalogue less the items of the history."
+            )
+        batch = self._requests(numbers)
+        items, scores = self._recommend(self.params, self.index, batch, k)
+        return [
+            [self._line(int(i), float(s)) for i, s in zip(row, values, strict=True)]
+            for row, values in zip(np.asarray(items), np.asarray(scores), strict=True)
+        ]
+
+    def _requests(self, numbers: list[list[int]]) -> dict[str, np.ndarray]:
+        """One shape for any history up to max_len, so that serving compiles once."""
+        longest = max(len(row) for row in numbers)
+        width = self.max_len if longest <= self.max_len else int(2 ** np.ceil(np.log2(longest)))
+        users = np.zeros(len(numbers), np.int32)
+        return requests(Ragged.of(numbers), users, self.max_len, width)
+
+    def _line(self, item: int, score: float) -> Recommendation:
+        return Recommendation(self.item_ids[item], score, self.titles[item])
+
+    def data_options(self):
+        """The DataOptions that this bundle was trained with."""
+        from zoo.api import DataOptions
+
+        options = dict(self.split.get("options", {}))
+        options["require"] = tuple(options.get("require", ()))
+        return DataOptions(**options)
+
+    def check_same_items(self, dataset: Dataset) -> None:
+        """Raise DataError unless `dataset` has this bundle's items in the same order."""
+        theirs = [str(x) for x in dataset.item_ids]
+        if theirs == self.item_ids:
+            return
+        pairs = zip(self.item_ids, theirs, strict=False)
+        first = next((i for i, (a, b) in enumerate(pairs) if a != b), "the end")
+        raise DataError(
+            f"the bundle knows {len(self.item_ids) - 1} items, {dataset.name} has "
+            f"{dataset.n_items}; they differ first at item {first}. Use the data it was "
+            "trained on, with the same options (part, k_core, require)."
+        )
+
+
+def _fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples: lists of a config are tuples of the constructor."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+
+
+def from_pretrained(name_or_path: str | Path, revision: str | None = None) -> Pretrained:
+    """A bundle by folder, by a name shipped with the zoo, or by Hugging Face repository.
+
+    A training run's folder works too: its bundle is taken.
+    """
+    folder = resolve(name_or_path, revision)
+    inner = folder / "bundle"
+    return Pretrained(load_bundle(inner if inner.is_dir() else folder))
