@@ -88,7 +88,7 @@ def _table(path: Path | None, column: str, raw: _Raw, counted: str | bool) -> pl
         return None
     frame = tables.read_table(path)
     by_row = counted and counted not in frame.columns
-    frame = tables.named(frame, (column,), path)
+    frame = tables.named(frame, column, path)
     order = ids.table_rows(frame, column, path)
     if not by_row:
         return frame[order]
@@ -143,7 +143,7 @@ def from_arrays(
     the rows of `item_columns`, or that order. Labels are 0 train, 1 validation, 2 test.
     """
     columns = {"user_id": users, "item_id": items}
-    optional = {"timestamp": times, "rating": ratings, "label": labels}
+    optional = {"timestamp": times, "rating": ratings, "split": labels}
     columns |= {key: value for key, value in optional.items() if value is not None}
     lengths = {key: len(value) for key, value in columns.items()}
     if len(set(lengths.values())) > 1:
@@ -155,7 +155,7 @@ def from_arrays(
     for key, values in (features or {}).items():
         raw.features[key] = content.check_features(np.asarray(values), f"{name}, features '{key}'")
     if item_columns is not None:
-        table = tables.named(_frame(item_columns), ("item_id",), path)
+        table = tables.named(_frame(item_columns), "item_id", path)
         order = ids.table_rows(table, "item_id", path)
         raw.items = table[order]
         raw.features = {key: values[order] for key, values in raw.features.items()}
@@ -163,9 +163,14 @@ def from_arrays(
 
 
 def _frame(columns: dict[str, Sequence]) -> pl.DataFrame:
-    frame = pl.DataFrame({key: pl.Series(np.asarray(value)) for key, value in columns.items()})
+    frame = pl.DataFrame({key: _series(value) for key, value in columns.items()})
     known = [name for name in ("user_id", "item_id") if name in frame.columns]
     return frame.with_columns(pl.col(name).cast(pl.String) for name in known)
+
+
+def _series(values: Sequence) -> pl.Series:
+    plain = isinstance(values, np.ndarray) and values.dtype != object
+    return pl.Series(values if plain else list(values))
 
 
 def from_tfds(
@@ -211,6 +216,11 @@ def _plain(value: Any) -> Any:
 def _dataset(raw: _Raw) -> Dataset:
     """Inner ids for the frames that were read."""
     rows, path = raw.interactions, raw.path
+    if raw.features and raw.items is None and not ids.are_integers(rows["item_id"]):
+        raise DataError(
+            f"{path}: features {sorted(raw.features)} follow the rows of an item table, and there "
+            "is none. Add items.csv with the column item_id in the order of the features."
+        )
     item_order = ids.in_order(rows["item_id"]) if raw.items is None else raw.items["item_id"]
     user_order = ids.in_order(rows["user_id"]) if raw.users is None else raw.users["user_id"]
     columns = content.text_columns(raw.items, "item_id")
@@ -229,7 +239,7 @@ def _dataset(raw: _Raw) -> Dataset:
         item_ids=ids.external(item_order),
         times=_numbers(rows, "timestamp", "seconds as a number", path),
         ratings=_numbers(rows, "rating", "a number", path, np.float32),
-        labels=tables.labels(rows, path) if "label" in rows.columns else None,
+        labels=tables.labels(rows, path) if "split" in rows.columns else None,
         columns=columns,
         features=features,
         present=content.presence(columns, features, n_items),

@@ -10,7 +10,7 @@ import polars as pl
 from pipelines.readers import ids
 from pipelines.schema import DataError
 
-FEATURES = re.compile(r"^([a-z]+)_feat(?:_\d+)?\.npy$")
+FEATURES = re.compile(r"^(\w+?)_feat(?:_\d+)?\.npy$")
 PATHS = ("image", "audio", "video")  # columns whose cells name files
 
 

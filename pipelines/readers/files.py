@@ -39,6 +39,8 @@ class Files:
 def find(path: Path, part: str | None) -> Files:
     """The files behind a folder, or behind a path straight to one interactions file."""
     path = path.expanduser().resolve()
+    if path.is_file() and part not in (None, path.stem, path.name):
+        raise DataError(f"{path}: this is part '{path.stem}', not '{part}'; leave part out.")
     if path.is_file():
         return _files(path.parent, path, _interactions(path.parent))
     if not path.is_dir():

@@ -11,6 +11,11 @@ from pipelines.schema import DataError
 INTEGER = r"^(?:0|[1-9][0-9]{0,17})$"
 
 
+def missing(ids: pl.Series) -> pl.Series:
+    """bool [rows]: no id in the cell, or the empty string."""
+    return ids.is_null() | (ids == "").fill_null(True)
+
+
 def are_integers(ids: pl.Series) -> bool:
     """Whether every id is a whole number from 0, written the plain way."""
     return bool(ids.str.contains(INTEGER).all())
@@ -27,8 +32,8 @@ def in_order(ids: pl.Series) -> pl.Series:
 def table_rows(table: pl.DataFrame, column: str, path: Path) -> np.ndarray:
     """int64 [rows]: the order of a table's rows by inner id; DataError on empty or double ids."""
     ids = table[column]
-    if ids.null_count():
-        row = int(ids.is_null().arg_max()) + 1
+    if missing(ids).any():
+        row = int(missing(ids).arg_max()) + 1
         raise DataError(f"{path}, row {row}, column '{column}': expected an id, found none.")
     double = ids.is_duplicated()
     if double.any():

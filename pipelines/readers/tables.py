@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from pipelines.readers import ids
 from pipelines.schema import DataError
 
 logger = logging.getLogger("pipelines")
@@ -19,7 +20,7 @@ NAMES = {
     "item_id": ("item_id", "itemID", "itemId", "movie_id", "movieId", "item"),
     "timestamp": ("timestamp", "time"),
     "rating": ("rating",),
-    "label": ("split", "x_label"),
+    "split": ("split", "x_label"),
 }
 LABELS = {"0": 0, "train": 0, "1": 1, "valid": 1, "validation": 1, "val": 1, "2": 2, "test": 2}
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t", ".user": "\t"}
@@ -94,35 +95,32 @@ def read_sequences(path: Path) -> pl.DataFrame:
 
 
 def interactions(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
-    """Columns user_id, item_id and, where there, timestamp, rating, label; others are left out."""
-    frame = named(frame, ("user_id", "item_id"), path)
+    """Columns user_id, item_id and, where there, timestamp, rating, split; others are left out."""
+    for ours in NAMES:
+        needed = ours in ("user_id", "item_id")
+        frame = named(frame, ours, path, needed)
     if not frame.height:
         raise DataError(f"{path}: no interactions; expected rows below the header.")
     extra = [name for name in frame.columns if name not in NAMES]
     if extra:
         logger.info("%s: columns %s are not used", path, extra)
     for column in ("user_id", "item_id"):
-        if frame[column].null_count():
-            refuse(frame, column, int(frame[column].is_null().arg_max()), "an id", path)
+        missing = ids.missing(frame[column])
+        if missing.any():
+            refuse(frame, column, int(missing.arg_max()), "an id", path)
     return frame.select([name for name in NAMES if name in frame.columns])
 
 
-def named(frame: pl.DataFrame, needed: tuple[str, ...], path: Path) -> pl.DataFrame:
-    """Our column names in place of the file's; DataError where a needed column is missing."""
-    found = {}
-    for ours, theirs in NAMES.items():
-        matches = [name for name in theirs if name in frame.columns]
-        if matches and ours not in frame.columns:
-            found[matches[0]] = ours
-    frame = frame.rename(found)
-    for ours in needed:
-        if ours not in frame.columns:
-            near = difflib.get_close_matches(ours, frame.columns, 3, 0.4)
-            raise DataError(
-                f"{path}: no column '{ours}' (or {', '.join(NAMES[ours][1:])}); found "
-                f"{frame.columns}, nearest {near}. Rename the column of the file."
-            )
-    return frame
+def named(frame: pl.DataFrame, ours: str, path: Path, needed: bool = True) -> pl.DataFrame:
+    """A column under our name, whatever the file calls it; DataError if a needed one is missing."""
+    theirs = next((name for name in NAMES[ours] if name in frame.columns), None)
+    if theirs is None and needed:
+        near = difflib.get_close_matches(ours, frame.columns, 3, 0.4)
+        raise DataError(
+            f"{path}: no column '{ours}' (or {', '.join(NAMES[ours][1:])}); found "
+            f"{frame.columns}, nearest {near}. Rename the column of the file."
+        )
+    return frame if theirs is None else frame.rename({theirs: ours})
 
 
 def numbers(frame: pl.DataFrame, column: str, expected: str, path: Path) -> np.ndarray:
@@ -142,11 +140,11 @@ def numbers(frame: pl.DataFrame, column: str, expected: str, path: Path) -> np.n
 def labels(frame: pl.DataFrame, path: Path) -> np.ndarray:
     """The split column as int8: 0 train, 1 validation, 2 test."""
     names = pl.Series(list(LABELS)), pl.Series(list(LABELS.values()), dtype=pl.Int8)
-    text = frame["label"].cast(pl.String).str.to_lowercase()
+    text = frame["split"].cast(pl.String).str.to_lowercase()
     values = text.replace_strict(*names, default=None, return_dtype=pl.Int8)
     if values.null_count():
         expected = f"one of {', '.join(LABELS)}"
-        refuse(frame, "label", int(values.is_null().arg_max()), expected, path)
+        refuse(frame, "split", int(values.is_null().arg_max()), expected, path)
     return values.to_numpy()
 
 
