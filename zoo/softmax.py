@@ -42,7 +42,7 @@ def full_softmax(
     """
     _check_shapes(queries, targets, weights, table, valid, bias)
     plan = _Plan(chunk or chunk_size(len(queries), len(table)), None)
-    queries, weights = _tempered(queries, temperature), weights.astype(jnp.float32)
+    queries, weights = _tempered(queries, temperature), _wide(weights)
     return _softmax(plan, queries, targets, weights, table, valid, bias)
 
 
@@ -66,7 +66,7 @@ def sharded_softmax(
     _check_shapes(queries, targets, weights, table, valid, bias)
     _check_mesh(mesh, len(queries), len(table))
     plan = _Plan(chunk or chunk_size(len(queries), len(table) // mesh.size), mesh)
-    queries, weights = _tempered(queries, temperature), weights.astype(jnp.float32)
+    queries, weights = _tempered(queries, temperature), _wide(weights)
     return _softmax(plan, queries, targets, weights, table, valid, bias)
 
 
@@ -215,8 +215,12 @@ def _chunks(chunk: int, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
 def _tempered(queries: Array, temperature: float | Array) -> Array:
     if isinstance(temperature, int | float) and temperature == 1:
         return queries
-    wide = queries.astype(jnp.promote_types(queries.dtype, jnp.float32))
-    return (wide / temperature).astype(queries.dtype)
+    return (_wide(queries) / temperature).astype(queries.dtype)
+
+
+def _wide(x: Array) -> Array:
+    """At least float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _check_shapes(queries, targets, weights, table, valid, bias) -> None:
