@@ -189,10 +189,11 @@ def _check_shapes(dataset: Dataset) -> None:
         ("users", dataset.users, dataset.n_users),
         ("items", dataset.items, dataset.n_items),
     ):
-        if values.dtype != np.int32 or not len(values) or values.min() < 1 or values.max() > top:
+        low, high = (values.min(), values.max()) if len(values) else (0, 0)
+        if values.dtype != np.int32 or low < 1 or high > top:
             raise DataError(
                 f"{dataset.name}: expected {name} as int32 ids 1..{top}, found {values.dtype} "
-                f"{values.min(initial=0)}..{values.max(initial=0)} in {len(values)} rows."
+                f"{low}..{high} in {len(values)} rows."
             )
     for name in ("items", "times", "ratings", "labels"):
         values = getattr(dataset, name)
