@@ -4,7 +4,7 @@ import difflib
 import re
 from pathlib import Path
 
-from checkpoints.bundle import FILES, MANIFEST
+from checkpoints.manifest import FILES, MANIFEST
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
@@ -29,11 +29,11 @@ def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
     A name is compared, never joined to a path. Raises HubError naming what to do.
     """
     name, ours = str(name_or_path), shipped()
-    if (Path(name) / MANIFEST).is_file():
+    if name and (Path(name) / MANIFEST).is_file():
         return _unrevised(Path(name), revision)
     if name in ours:
         return _unrevised(ours[name], revision)
-    if Path(name).exists():
+    if name and Path(name).exists():
         raise HubError(f"{name} exists but holds no {MANIFEST}: expected a bundle's folder.")
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII):
         return _from_hub(name, revision)

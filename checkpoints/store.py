@@ -230,15 +230,6 @@ def write_run(folder: str | Path, run: dict[str, Any]) -> Path:
     return path
 
 
-def read_run(folder: str | Path) -> dict[str, Any]:
-    """What `write_run` wrote. Raises CheckpointError naming the file."""
-    path = Path(folder) / "run.json"
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected the run's JSON, found {error}.") from error
-
-
 def append_metrics(folder: str | Path, row: dict[str, Any]) -> None:
     """Append one JSON line to metrics.jsonl. A line torn by a kill is closed first."""
     _check_json("row", row)
@@ -250,17 +241,6 @@ def append_metrics(folder: str | Path, row: dict[str, Any]) -> None:
             file.seek(-1, 2)
             torn = file.read(1) != b"\n"
         file.write(b"\n" * torn + json.dumps(row).encode() + b"\n")
-
-
-def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl in order; a torn line is left out, with a warning in the log."""
-    path, rows = Path(folder) / "metrics.jsonl", []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            logger.warning("%s line %d is not JSON and is left out: %.40r", path, number, line)
-    return rows
 
 
 def _check_json(name: str, value: Any) -> None:
