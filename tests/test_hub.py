@@ -81,7 +81,7 @@ def test_an_unknown_name_gets_the_nearest(pretrained):
 
 @pytest.mark.parametrize(
     "name",
-    ["../pretrained/none", "../sasrec-beauty", "sasrec-beauty/../draft", "/nowhere/x", "..", ""],
+    ["../pretrained/none", "../sasrec-beauty", "sasrec-beauty/../draft", "/nowhere/x", ""],
 )
 def test_a_name_never_becomes_a_path(pretrained, tmp_path, monkeypatch, name):
     (tmp_path / "elsewhere").mkdir()
@@ -108,9 +108,7 @@ def test_without_the_package_it_says_what_to_install(pretrained, monkeypatch):
 
 def offline(cache: Path, body: str) -> subprocess.CompletedProcess:
     """The real client, told to stay offline, with this cache."""
-    code = (
-        f"from checkpoints.hub import resolve\nfrom checkpoints.bundle import load_bundle\n{body}"
-    )
+    imports = "from checkpoints.hub import resolve\nfrom checkpoints.bundle import load_bundle\n"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
     return subprocess.run(
         [sys.executable, "-c", imports + body],
