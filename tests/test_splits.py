@@ -149,6 +149,18 @@ def test_cold_items_leave_train_and_are_asked_for():
     assert mask[list(cold)].all() and not mask[0]
 
 
+def test_cold_items_drop_events_with_nothing_left_to_read():
+    cold, *warm = np.random.default_rng(0).permutation(np.arange(1, 11)).tolist()
+    rows = [[cold, warm[0], warm[1]], [warm[0], warm[1], cold], [warm[1], warm[2], warm[3]]]
+    data = from_arrays(
+        np.repeat([1, 2, 3], 3), sum(rows, []), item_columns={"item_id": range(1, 11)}
+    )
+    split = make_split(data, "cold-items")
+    assert lists(split.train) == [[], [], [warm[0]], [warm[1]]]
+    assert as_rows(split.valid) == [(2, [warm[0]], [warm[1]]), (3, [warm[1]], [warm[2]])]
+    assert as_rows(split.test) == [(2, [warm[0], warm[1]], [cold])]
+
+
 def test_cold_mask_is_what_train_has_not_seen():
     data = random_dataset()
     split = make_split(data, "leave-one-out")
