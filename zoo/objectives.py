@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo import losses
-from zoo.softmax import full_softmax
+from zoo.softmax import full_softmax, sharded_softmax
 
 Array = jax.Array
 
@@ -64,7 +64,10 @@ class Objective:
 
 
 def _ce(o: Objective, q, targets, weights, vectors, matrix, catalogue, key) -> Array:
-    return full_softmax(q, targets, weights, o.items(matrix()), catalogue["valid"])
+    mesh, table = jax.sharding.get_abstract_mesh(), o.items(matrix())
+    if mesh.empty or mesh.size == 1:
+        return full_softmax(q, targets, weights, table, catalogue["valid"])
+    return sharded_softmax(q, targets, weights, table, catalogue["valid"], mesh)
 
 
 def _negatives(o: Objective, catalogue, key, shape) -> Array:

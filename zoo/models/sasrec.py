@@ -5,6 +5,8 @@ gBCE over many negatives), eSASRec (2025: LiGR blocks, sampled softmax).
 Train:  zoo train sasrec --data amazon-beauty --out runs/sasrec
 """
 
+import jax.numpy as jnp
+
 from zoo.items import Items
 from zoo.layers import Stack, Trunk
 from zoo.models.sequential import sequential
@@ -33,13 +35,17 @@ def sasrec(
     modality_dropout: float = 0.0,
     scan: bool = False,
     remat: bool = False,
+    dtype: str = "float32",
 ) -> Recommender:
     """x_t = item_t sqrt(d) + position_t; h = Stack(x); f_j = h_t . item_j.
 
     items: `id`, `content` or `both`; block: `pre`, `post`, `ligr` or `original` (layers.Block);
-    objective: objectives.NAMES. Fields not named here are those of Items, Stack and Objective.
+    objective: objectives.NAMES; dtype: of the activations, parameters and losses stay float32.
+    Fields not named here are those of Items, Stack and Objective.
     """
-    stack = Stack(layers, block, heads, ffn, multiplier, dropout, scan=scan, remat=remat)
+    stack = Stack(
+        layers, block, heads, ffn, multiplier, dropout, 1e-6, jnp.dtype(dtype), scan, remat
+    )
     return sequential(
         Items(width, items, modalities, fuse, hidden, modality_dropout),
         Trunk(max_len, True, dropout, stack),
