@@ -1,0 +1,104 @@
+"""The zoo's SASRec, timed: one training epoch and full-ranking evaluation; prints JSON.
+
+Called by sequential.py with the same options as the programs in competitors/. A step is `rows`
+packed rows, as many as the `--batch` users fill on average.
+"""
+
+import json
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from pipelines.loader import event_batches
+from pipelines.schema import Split
+from zoo.api import Data, Settings, load_data
+from zoo.evaluate import evaluate
+from zoo.fit import Run
+from zoo.mesh import make_mesh
+
+sys.path.append(str(Path(__file__).resolve().parent / "competitors"))
+import harness  # noqa: E402
+
+OBJECTIVES = {"softmax": "ce", "bce": "bce", "sampled": "sampled"}
+
+
+def packed_rows(split: Split, args) -> int:
+    """Rows a step, so that a step holds the targets of about `--batch` users."""
+    targets = np.minimum(np.maximum(split.train.lengths - 1, 0), args.length)
+    return max(1, round(args.batch * targets[targets > 0].mean() / args.length))
+
+
+def build(data: Data, args) -> Run:
+    fields = {"width": args.width, "layers": args.layers, "heads": args.heads}
+    fields |= {"max_len": args.length, "dropout": args.dropout, "negatives": args.negatives}
+    fields |= {"objective": OBJECTIVES[args.loss]}
+    settings = Settings(batch=packed_rows(data.split, args), seed=args.seed)
+    return Run("sasrec", fields, data.split, data.catalogue(), settings, make_mesh(1))
+
+
+def train(run: Run, args) -> tuple[object, dict[str, float]]:
+    """Warm up (compile included), then time the rest of one epoch or `--users` users' worth."""
+    state = jax.block_until_ready(run.advance(run.fresh(), args.warmup, lambda step, metrics: None))
+    wanted = harness.steps(args) if args.users else run.loader.per_epoch - args.warmup
+    seen = []
+    started = time.perf_counter()
+    state = run.advance(state, args.warmup + wanted, lambda step, metrics: seen.append(metrics))
+    state = jax.block_until_ready(state)
+    seconds = time.perf_counter() - started
+    return state, {
+        "train_seconds": seconds,
+        "timed_steps": len(seen),
+        "examples_per_s": sum(metrics["targets"] for metrics in seen) / seconds,
+        "last_loss": seen[-1]["loss"],
+    }
+
+
+def recommend(run: Run, params, args) -> None:
+    """Top-k of every test user, the history masked, brought to the host."""
+    top = jax.jit(run.recommender.recommend, static_argnums=3)
+    index = jax.jit(run.recommender.index)(params, run.catalogue)
+    pending = [
+        top(params, index, batch, args.k)
+        for batch in event_batches(run.split.test, args.length, run.settings.evaluate_batch)
+    ]
+    jax.device_get(pending)
+
+
+def metrics(run: Run, params, args) -> dict[str, float]:
+    """Full-ranking metrics of every test user."""
+    batches = event_batches(run.split.test, args.length, run.settings.evaluate_batch)
+    return evaluate(run.recommender, params, run.catalogue, batches, ks=(args.k,)).metrics
+
+
+def timed(work, *arguments) -> tuple[object, float]:
+    """Result and seconds of the second of two calls; the first compiles."""
+    work(*arguments)
+    started = time.perf_counter()
+    return work(*arguments), time.perf_counter() - started
+
+
+def main() -> None:
+    args = harness.parser(__doc__.splitlines()[0]).parse_args()
+    data = load_data(args.data)
+    with jax.set_mesh(make_mesh(1)):
+        run = build(data, args)
+        state, result = train(run, args)
+        result |= {"name": "zoo", "rows": run.settings.batch, "peak_train_mib": harness.peak_mib()}
+        users = len(data.split.test)
+        _, seconds = timed(recommend, run, state.params, args)
+        result["recommend_users_per_s"] = users / seconds
+        found, seconds = timed(metrics, run, state.params, args)
+        result["evaluate_users_per_s"] = users / seconds
+    result |= {
+        key: float(found[key]) for key in (f"hit@{args.k}", f"ndcg@{args.k}") if key in found
+    }
+    result |= {"peak_mib": harness.peak_mib()}
+    print(json.dumps(result | {"versions": {name: version(name) for name in ("jax", "flax")}}))
+
+
+if __name__ == "__main__":
+    main()
