@@ -67,8 +67,8 @@ def _read(found: files.Files, read: list[Path], source: dict[str, Any]) -> _Raw:
         name = f"{name}-{found.part}"
     raw = _Raw(name, path, tables.interactions(rows, path), source=source)
     raw.features = _features(found, read)
-    raw.items = _table(found.items, "item_id", raw, mmrec and "itemID")
-    raw.users = _table(found.users, "user_id", raw, mmrec and "userID")
+    raw.items = _table(found.items, "item_id", raw, "itemID" if mmrec else None)
+    raw.users = _table(found.users, "user_id", raw, "userID" if mmrec else None)
     if raw.items is not None:
         raw.items = _item_content(raw.items, found, read, source)
     elif mmrec:
@@ -82,12 +82,12 @@ def _features(found: files.Files, read: list[Path]) -> dict[str, np.ndarray]:
     return {modality: content.read_features(path) for modality, path in matrices.items()}
 
 
-def _table(path: Path | None, column: str, raw: _Raw, counted: str | bool) -> pl.DataFrame | None:
+def _table(path: Path | None, column: str, raw: _Raw, counted: str | None) -> pl.DataFrame | None:
     """An item or user table by inner id. Row numbers of MMRec become the ids of the table."""
     if path is None:
         return None
     frame = tables.read_table(path)
-    by_row = counted and counted not in frame.columns
+    by_row = counted is not None and counted not in frame.columns
     frame = tables.named(frame, column, path)
     order = ids.table_rows(frame, column, path)
     if not by_row:
@@ -105,7 +105,12 @@ def _counted_items(raw: _Raw) -> pl.DataFrame | None:
     n_items = used.cast(pl.Int64).max() + 1
     if raw.features:
         n_items = max(n_items, max(len(values) for values in raw.features.values()))
-    return pl.DataFrame({"item_id": pl.Series(range(n_items)).cast(pl.String)})
+    if n_items > 1000 * used.n_unique():
+        raise DataError(
+            f"{raw.path}: expected itemID to count items from 0, found {used.n_unique()} items and "
+            f"ids up to {n_items - 1}. Add an item table with the column itemID that lists them."
+        )
+    return pl.DataFrame({"item_id": pl.int_range(n_items, eager=True).cast(pl.String)})
 
 
 def _item_content(

@@ -72,6 +72,16 @@ def test_mmrec_without_features_counts_to_the_largest_id(tmp_path):
     assert data.user_ids.tolist() == ["", "2", "5"] and data.users.tolist() == [2, 1]
 
 
+def test_mmrec_ids_that_do_not_count(tmp_path):
+    folder = write(tmp_path, a_inter="userID\titemID\n0\t3\n0\t999999999999\n")
+    with pytest.raises(
+        DataError, match="itemID to count items from 0, found 2 items and ids up to"
+    ):
+        load(folder)
+    write(folder, items_tsv="itemID\n3\n999999999999\n")
+    assert load(folder).items.tolist() == [1, 2]
+
+
 def test_mmrec_ids_are_rows_of_a_table_with_other_ids(tmp_path):
     inter = "userID\titemID\ttimestamp\tx_label\n0\t1\t9\t0\n1\t0\t8\t2\n"
     items, users = "movie_id\ttitle\n10\tten\n20\ttwenty\n", "user_id\tage\n7\t30\n8\t40\n"
