@@ -24,6 +24,7 @@ from pipelines.schema import DataError, Dataset
 Source = str | Path | bytes | None
 TEXT_COLUMNS = ("title", "text", "genres", "overview", "description", "brand", "categories")
 MAX_PIXELS = 50_000_000
+BILINEAR = Image.Resampling.BILINEAR  # Pillow widens it when shrinking: antialiased
 SIZE, RATE, SECONDS = (64, 64), 16000, 5.0
 BAD_IMAGE = (  # what Pillow raises for bad files, by format
     *(OSError, ValueError, SyntaxError, EOFError, zlib.error),
@@ -89,7 +90,7 @@ def decode_images(
                 raise ValueError(
                     f"{image.width} x {image.height} pixels is over the limit of {max_pixels}"
                 )
-            return np.asarray(_rgb(ImageOps.exif_transpose(image)).resize(size[::-1], 2))
+            return np.asarray(_rgb(ImageOps.exif_transpose(image)).resize(size[::-1], BILINEAR))
 
     out = np.zeros((len(sources), *size, 3), np.uint8)
     return _decode(sources, one, out, BAD_IMAGE)
