@@ -1,0 +1,241 @@
+"""One suite over everything registered: what a recommender of this zoo promises."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pipelines.loader import pack, requests
+from pipelines.schema import Ragged
+from zoo import mesh as meshes
+from zoo.models import MODELS, build
+from zoo.optim import optimizer, path_name
+from zoo.train import create, make_step
+
+N_ITEMS, N_USERS, ROWS, LENGTH = 90, 30, 1024, 12
+SMALL = {"width": 16, "layers": 1, "max_len": LENGTH, "dropout": 0.0, "modality_dropout": 0.0}
+LEARNED = [name for name, entry in MODELS.items() if entry.family != "floor"]
+CASES = [(name, items) for name in LEARNED for items in ("id", "content", "both")]
+by_case = pytest.mark.parametrize("name,items", CASES)
+by_name = pytest.mark.parametrize("name", LEARNED)
+
+
+@cache
+def world(rows: int = ROWS) -> tuple[dict, dict, Ragged]:
+    """Catalogue, training batch of 8 packed rows, histories."""
+    rng = np.random.default_rng(0)
+    rows_of = [rng.permutation(N_ITEMS - 10)[: rng.integers(3, 10)] + 1 for _ in range(N_USERS)]
+    histories = Ragged.of([[], *rows_of])
+    batch = {k: v[:8] for k, v in pack(histories, LENGTH).items()}
+    valid = (np.arange(rows) > 0) & (np.arange(rows) <= N_ITEMS)
+    catalogue = {
+        "valid": valid,
+        "popularity": np.bincount(histories.values, minlength=rows).astype(np.float32),
+        "features": {
+            "image": rng.normal(size=(rows, 6)).astype(np.float32),
+            "text": rng.normal(size=(rows, 5)).astype(np.float32),
+        },
+        "present": {m: valid & (rng.random(rows) < 0.8) for m in ("image", "text")},
+    }
+    return catalogue, batch, histories
+
+
+@cache
+def made(name: str, items: str = "both", **fields):
+    """(recommender, params) of a small model."""
+    recommender = build(name, **{**SMALL, **fields}, items=items)
+    catalogue, batch, _ = world()
+    return recommender, jax.jit(recommender.init)(jax.random.key(0), catalogue, batch)
+
+
+def asked(rows=slice(1, 9)) -> dict[str, np.ndarray]:
+    histories = world()[2].take(np.arange(1, N_USERS + 1)[rows])
+    users = np.arange(1, N_USERS + 1, dtype=np.int32)[rows]
+    return requests(histories, users, LENGTH, LENGTH)
+
+
+@by_case
+def test_full_size_shapes_and_hand_given_names(name, items):
+    recommender = build(name, items=items)
+    catalogue, batch, _ = world()
+    big = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1 << 20, *x.shape[1:]), x.dtype), catalogue)
+    shapes = jax.eval_shape(recommender.init, jax.random.key(0), big, batch)
+    for path, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]:
+        assert path_name(path).islower(), f"{path_name(path)}: a name that Flax made up"
+
+
+@by_case
+def test_loss_gradients_and_jit(name, items):
+    recommender, params = made(name, items)
+    catalogue, batch, _ = world()
+    key = jax.random.key(1)
+    catalogue = jax.tree.map(jnp.asarray, catalogue)
+    batch = jax.tree.map(jnp.asarray, batch)
+    eager, _ = recommender.loss(params, catalogue, batch, key)
+    grad = jax.jit(jax.value_and_grad(recommender.loss, has_aux=True))
+    (loss, _), grads = grad(params, catalogue, batch, key)
+    np.testing.assert_allclose(loss, eager, rtol=1e-5)
+    for path, g in jax.tree_util.tree_flatten_with_path(grads)[0]:
+        assert np.isfinite(g).all(), path_name(path)
+        assert np.abs(g).max() > 0 or path_name(path).endswith("key/bias"), path_name(path)
+
+
+@by_name
+def test_one_trace(name):
+    recommender, params = made(name)
+    catalogue, batch, _ = world()
+    traces = []
+
+    def loss(params, catalogue, batch, key):
+        traces.append(1)
+        return recommender.loss(params, catalogue, batch, key)[0]
+
+    step = jax.jit(loss)
+    for seed in range(3):
+        rolled = {k: np.roll(v, seed, axis=0) for k, v in batch.items()}
+        step(params, catalogue, rolled, jax.random.key(seed))
+    assert len(traces) == 1
+
+
+@by_name
+def test_packing_and_padding_change_nothing(name):
+    recommender, params = made(name, objective="ce")
+    catalogue, batch, histories = world()
+    users = np.unique(batch["users"][batch["users"] > 0])
+    complete = [u for u in users if (batch["users"] == u).sum() == len(histories[u]) - 1]
+    rows = [histories[u] for u in complete]
+    together = pack(Ragged.of(rows), LENGTH)
+    alone = {k: np.zeros((len(rows), LENGTH + 3), np.int32) for k in together}
+    for i, row in enumerate(rows):
+        for k, v in pack(Ragged.of([row]), LENGTH).items():
+            alone[k][i, :LENGTH] = v[0]
+    if name == "two_tower":  # users by row number, the same in both
+        alone["users"][:] = 0
+        together = {**together, "users": np.zeros_like(together["users"])}
+    values = [
+        jax.jit(recommender.loss)(params, catalogue, b, jax.random.key(0))[0]
+        for b in (together, alone)
+    ]
+    np.testing.assert_allclose(*values, rtol=2e-5)
+
+
+@by_case
+def test_the_future_changes_nothing(name, items):
+    recommender, params = made(name, items)
+    index = recommender.index(params, world()[0])
+    batch = asked()
+    batch["query"] = np.minimum(batch["query"], 1)
+    later = np.arange(LENGTH)[None, :] > batch["query"][:, None]
+    other = {**batch, "items": np.where(later, N_ITEMS - batch["items"], batch["items"])}
+    a, b = (recommender.encode(params, index, x) for x in (batch, other))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)
+
+
+@by_name
+def test_missing_modality_is_masked(name):
+    recommender, params = made(name)
+    catalogue, _, _ = world()
+    silent = {**catalogue, "present": {m: p & False for m, p in catalogue["present"].items()}}
+    noisy = {**silent, "features": {m: x + 1e3 for m, x in catalogue["features"].items()}}
+    a, b = (recommender.index(params, c)["table"] for c in (silent, noisy))
+    np.testing.assert_array_equal(a, b)
+
+
+@by_case
+def test_recommend_agrees_with_score(name, items):
+    recommender, params = made(name, items)
+    catalogue, _, _ = world()
+    index, batch = recommender.index(params, catalogue), asked()
+    got, scores = jax.jit(recommender.recommend, static_argnums=3)(params, index, batch, 7)
+    everything = np.broadcast_to(np.arange(1, N_ITEMS + 1, dtype=np.int32), (8, N_ITEMS))
+    full = np.array(recommender.score(params, index, batch, everything))
+    for row in range(8):
+        full[row, batch["exclude"][row][batch["exclude"][row] > 0] - 1] = -np.inf
+    np.testing.assert_allclose(np.sort(full, axis=1)[:, :-8:-1], scores, atol=1e-5)
+    chosen = np.take_along_axis(full, np.asarray(got) - 1, axis=1)
+    np.testing.assert_allclose(chosen, scores, atol=1e-5)
+    assert all(len(set(row)) == 7 for row in np.asarray(got).tolist())
+
+
+@by_name
+def test_serving_is_deterministic_and_vmaps(name):
+    recommender, params = made(name)
+    index, batch = recommender.index(params, world()[0]), asked()
+    twice = [recommender.encode(params, index, batch) for _ in range(2)]
+    jax.tree.map(np.testing.assert_array_equal, *twice)
+    one_by_one = jax.vmap(
+        lambda row: recommender.encode(params, index, jax.tree.map(lambda x: x[None], row))
+    )(jax.tree.map(jnp.asarray, batch))
+    np.testing.assert_allclose(one_by_one[:, 0], twice[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4)])
+@pytest.mark.parametrize("name,objective", [("sasrec", "ce"), ("two_tower", "mixed")])
+def test_sharded_equals_one_device(name, objective, shape):
+    recommender, params = made(name, objective=objective)
+    catalogue, batch, _ = world()
+    key = jax.random.key(2)
+    grad = jax.value_and_grad(recommender.loss, has_aux=True)
+    (loss, _), grads = jax.jit(grad)(params, catalogue, batch, key)
+    mesh = meshes.make_mesh(*shape)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, meshes.shardings(params, mesh))
+        rows = jax.sharding.NamedSharding(mesh, jax.P(("data", "model")))
+        on_mesh = jax.device_put(catalogue, rows)
+        spread = meshes.shard_batch(batch, mesh)
+        (loss_s, _), grads_s = jax.jit(grad)(placed, on_mesh, spread, key)
+    np.testing.assert_allclose(loss_s, loss, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grads_s, grads)
+
+
+def table_sized_collectives(text: str, rows: int, width: int) -> list[str]:
+    """Lines of compiled HLO where a collective moves as much as the item table."""
+    kinds = ("all-reduce(", "all-gather(", "all-to-all(", "collective-permute(", "reduce-scatter(")
+    shapes = (f"[{rows},{width}]", f"[{rows // 2},{width}]", f"[{rows // 4},{width}]")
+    lines = [line for line in text.splitlines() if any(kind in line for kind in kinds)]
+    return [line for line in lines if any(shape in line for shape in shapes)]
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4)])
+def test_no_table_sized_collective_in_the_step(shape):
+    recommender, _ = made("sasrec", "id")
+    catalogue, batch, _ = world()
+    mesh = meshes.make_mesh(*shape)
+    chain = optimizer(1e-3, weight_decay=1e-2)
+    with jax.set_mesh(mesh):
+        rows = jax.sharding.NamedSharding(mesh, jax.P(("data", "model")))
+        on_mesh = jax.device_put(catalogue, rows)
+        shapes = jax.eval_shape(lambda c: create(recommender, chain, c, batch), on_mesh)
+        places = meshes.shardings(shapes, mesh)
+        state = jax.jit(lambda c: create(recommender, chain, c, batch), out_shardings=places)
+        step = jax.jit(
+            make_step(recommender, chain), donate_argnums=0, out_shardings=(places, None)
+        )
+        spread = meshes.shard_batch(batch, mesh)
+        text = step.lower(state(on_mesh), on_mesh, spread).compile().as_text()
+    assert not table_sized_collectives(text, ROWS, SMALL["width"])
+    assert "all-reduce" in text or "all-gather" in text, "the reader of the text works"
+
+
+@by_name
+def test_bfloat16_runs(name):
+    if name == "two_tower":
+        pytest.skip("two_tower computes in float32: its towers are two small products")
+    recommender, params = made(name, dtype="bfloat16")
+    plain, _ = made(name)
+    catalogue, batch, _ = world()
+    key = jax.random.key(0)
+    values = [jax.jit(r.loss)(params, catalogue, batch, key)[0] for r in (recommender, plain)]
+    assert values[0].dtype == jnp.float32
+    np.testing.assert_allclose(*values, rtol=2e-2)
+
+
+def test_unknown_names_are_answered_with_near_ones():
+    with pytest.raises(ValueError, match="nearest: .*sasrec"):
+        build("sasrek")
+    with pytest.raises(ValueError, match="nearest: dropout"):
+        build("sasrec", dropot=0.1)
+    with pytest.raises(ValueError, match="nearest: sampled"):
+        build("sasrec", objective="sample")
