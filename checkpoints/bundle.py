@@ -83,7 +83,8 @@ def save_bundle(
       titles, item_columns: [rows] each; `titles` is the column "title".
       codes: arrays of numbers by name.
 
-    A bundle already there is replaced once the new one is complete. Raises BundleError where
+    A bundle already there is replaced once the new one is complete: two renames, and a kill
+    between them leaves both beside `folder`, under hidden names. Raises BundleError where
     something cannot be stored, or `folder` holds something else than a bundle.
     """
     folder = Path(folder).absolute()

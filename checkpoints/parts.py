@@ -128,7 +128,7 @@ def _series(name: str, column: Sequence) -> pl.Series:
 
 
 def read_items(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """(item_ids object[rows] of str, columns by name): numbers as such, the rest as object."""
+    """(item_ids object[rows] of str, columns by name): numbers and bools as such, else object."""
     try:
         # From bytes: polars would read a pattern into a path that holds * or [.
         frame = pl.read_parquet(io.BytesIO(path.read_bytes()))
@@ -141,7 +141,8 @@ def read_items(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def _column(series: pl.Series) -> np.ndarray:
-    if series.dtype.is_numeric() and not series.null_count():
+    plain = series.dtype.is_numeric() or series.dtype == pl.Boolean
+    if plain and not series.null_count():
         return series.to_numpy()
     array = np.empty(len(series), object)
     array[:] = series.to_list()

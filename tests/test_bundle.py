@@ -35,7 +35,7 @@ def contents(**changes) -> dict:
         config={"model": "sasrec", "fields": {"dim": 4}, "n_rows": 4},
         params=PARAMS,
         item_ids=ITEM_IDS,
-        item_columns={"price": np.array([0.0, 1.5, 2.5, 3.5])},
+        item_columns={"price": np.array([0.0, 1.5, 2.5, 3.5]), "new": np.array([False, True] * 2)},
         titles=["", "Soap", None, "Crème"],
         features=FEATURES,
         feature_manifest={"text": {"encoder": "e5", "revision": "abc"}},
@@ -81,7 +81,9 @@ def test_what_goes_in_comes_out(folder):
     assert_trees_equal(found.codes, given["codes"])
     assert found.item_ids.tolist() == ITEM_IDS.tolist()
     assert found.item_columns["title"].tolist() == given["titles"]
-    np.testing.assert_array_equal(found.item_columns["price"], given["item_columns"]["price"])
+    for name, column in given["item_columns"].items():
+        assert found.item_columns[name].dtype == column.dtype
+        np.testing.assert_array_equal(found.item_columns[name], column)
     assert (found.config, found.split) == (given["config"], given["split"])
     assert (found.features, found.evaluation) == (given["feature_manifest"], given["evaluation"])
     assert (found.card, found.folder) == (given["card"], folder)
@@ -333,4 +335,4 @@ def test_another_folder_is_not_overwritten(tmp_path):
 
 def test_a_path_with_pattern_letters_loads(tmp_path):
     folder = save_bundle(tmp_path / "lr=[0.1]*" / "b", **contents())
-    assert sorted(load_bundle(folder).item_columns) == ["price", "title"]
+    assert sorted(load_bundle(folder).item_columns) == ["new", "price", "title"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +29,15 @@ from checkpoints.store import (
 REPOSITORY = Path(__file__).parents[1]
 
 
+class Moments(NamedTuple):
+    count: jax.Array
+    mean: dict
+
+
 def make_state(value: float) -> dict:
-    """A small state with the shapes that occur: nested, scalar, tuple, None, bf16."""
+    """A small state with what occurs in one: scalar, bf16, tuple, NamedTuple, None."""
     table = jnp.arange(64.0).reshape(16, 4) + value
-    moments = ({"table": table / 2}, None)
+    moments = (Moments(jnp.ones((), jnp.int32), {"table": table / 2}), None)
     return {
         "step": jnp.asarray(int(value), jnp.int32),
         "params": {"table": table, "scale": jnp.full((4,), value, jnp.bfloat16)},
