@@ -1,28 +1,14 @@
 """Where rows come from: S3-Rec text, .inter, MovieLens, csv/tsv/parquet, tfds, memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from pipelines.readers import content, files, ids, tables
+from pipelines.readers import assemble, content, files, ids, tables
 from pipelines.schema import DataError, Dataset
-
-
-@dataclass
-class _Raw:
-    """What was read, before inner ids: frames of strings, features as stored."""
-
-    name: str
-    path: Path  # of the interactions, for messages
-    interactions: pl.DataFrame
-    items: pl.DataFrame | None = None  # column item_id, rows by inner id
-    users: pl.DataFrame | None = None  # column user_id, rows by inner id
-    features: dict[str, np.ndarray] = field(default_factory=dict)
-    source: dict[str, Any] = field(default_factory=dict)
 
 
 def load(path: str | Path, part: str | None = None) -> Dataset:
@@ -35,7 +21,8 @@ def load(path: str | Path, part: str | None = None) -> Dataset:
 
     Inner ids follow the item table (integer ids in numeric order); without a table integer ids
     are sorted, others come in order of appearance. MMRec's `itemID` counts item rows from 0,
-    so that `itemID` k is inner id k + 1, also for items without interactions.
+    so that `itemID` k is inner id k + 1, also for items without interactions. Feature row r
+    belongs to row r of the item table, for MMRec to `itemID` r.
 
     Raises DataError, naming file, row and column, for everything that does not fit.
     """
@@ -51,10 +38,10 @@ def load(path: str | Path, part: str | None = None) -> Dataset:
     }
     raw = _read(found, read, source)
     source["files"] = files.digests(read, found.folder)
-    return _dataset(raw)
+    return assemble.dataset(raw)
 
 
-def _read(found: files.Files, read: list[Path], source: dict[str, Any]) -> _Raw:
+def _read(found: files.Files, read: list[Path], source: dict[str, Any]) -> assemble.Raw:
     """The frames and features of the files; what else is opened is added to `read`."""
     path = found.interactions
     if found.format == "sequences":
@@ -65,7 +52,7 @@ def _read(found: files.Files, read: list[Path], source: dict[str, Any]) -> _Raw:
     name = found.folder.name
     if found.part != found.parts[0] or len(found.parts) > 1 and found.format == "inter":
         name = f"{name}-{found.part}"
-    raw = _Raw(name, path, tables.interactions(rows, path), source=source)
+    raw = assemble.Raw(name, path, tables.interactions(rows, path), source=source)
     raw.features = _features(found, read)
     raw.items = _table(found.items, "item_id", raw, "itemID" if mmrec else None)
     raw.users = _table(found.users, "user_id", raw, "userID" if mmrec else None)
@@ -82,7 +69,9 @@ def _features(found: files.Files, read: list[Path]) -> dict[str, np.ndarray]:
     return {modality: content.read_features(path) for modality, path in matrices.items()}
 
 
-def _table(path: Path | None, column: str, raw: _Raw, counted: str | None) -> pl.DataFrame | None:
+def _table(
+    path: Path | None, column: str, raw: assemble.Raw, counted: str | None
+) -> pl.DataFrame | None:
     """An item or user table by inner id. Row numbers of MMRec become the ids of the table."""
     if path is None:
         return None
@@ -90,6 +79,9 @@ def _table(path: Path | None, column: str, raw: _Raw, counted: str | None) -> pl
     by_row = counted is not None and counted not in frame.columns
     frame = tables.named(frame, column, path)
     order = ids.table_rows(frame, column, path)
+    if column == "item_id" and counted is None:
+        # Beside a table with ids of its own, features were made row by row from that table.
+        raw.features = assemble.features_in_order(raw, order)
     if not by_row:
         return frame[order]
     raw.interactions = ids.rows_to_ids(raw.interactions, column, frame[column], raw.path, path)
@@ -97,7 +89,7 @@ def _table(path: Path | None, column: str, raw: _Raw, counted: str | None) -> pl
     return frame
 
 
-def _counted_items(raw: _Raw) -> pl.DataFrame | None:
+def _counted_items(raw: assemble.Raw) -> pl.DataFrame | None:
     """MMRec without an item table: items 0..n-1, n from the features or the largest id."""
     used = raw.interactions["item_id"]
     if not ids.are_integers(used):
@@ -156,15 +148,15 @@ def from_arrays(
     path = Path(name)
     rows = tables.interactions(_frame(columns), path)
     source = {"folder": name, "format": "memory", "part": None, "files": {}, "licence": ""}
-    raw = _Raw(name, path, rows, source=source)
+    raw = assemble.Raw(name, path, rows, source=source)
     for key, values in (features or {}).items():
         raw.features[key] = content.check_features(np.asarray(values), f"{name}, features '{key}'")
     if item_columns is not None:
         table = tables.named(_frame(item_columns), "item_id", path)
         order = ids.table_rows(table, "item_id", path)
         raw.items = table[order]
-        raw.features = {key: values[order] for key, values in raw.features.items()}
-    return _dataset(raw)
+        raw.features = assemble.features_in_order(raw, order)
+    return assemble.dataset(raw)
 
 
 def _frame(columns: dict[str, Sequence]) -> pl.DataFrame:
@@ -216,47 +208,3 @@ def _plain(value: Any) -> Any:
     """Bytes as str, numpy scalars as Python numbers."""
     value = value.item() if isinstance(value, np.generic | np.ndarray) else value
     return value.decode("utf-8") if isinstance(value, bytes) else value
-
-
-def _dataset(raw: _Raw) -> Dataset:
-    """Inner ids for the frames that were read."""
-    rows, path = raw.interactions, raw.path
-    if raw.features and raw.items is None and not ids.are_integers(rows["item_id"]):
-        raise DataError(
-            f"{path}: features {sorted(raw.features)} follow the rows of an item table, and there "
-            "is none. Add items.csv with the column item_id in the order of the features."
-        )
-    item_order = ids.in_order(rows["item_id"]) if raw.items is None else raw.items["item_id"]
-    user_order = ids.in_order(rows["user_id"]) if raw.users is None else raw.users["user_id"]
-    columns = content.text_columns(raw.items, "item_id")
-    n_items = len(item_order)
-    features = {
-        key: content.with_padding_row(values, n_items, f"{raw.name}, features '{key}'")
-        for key, values in raw.features.items()
-    }
-    times = "timestamp" in rows.columns
-    raw.source["order"] = "time" if times else "file"
-    return Dataset(
-        name=raw.name,
-        users=ids.inner(rows["user_id"], user_order, path, "the user table"),
-        items=ids.inner(rows["item_id"], item_order, path, "the item table"),
-        user_ids=ids.external(user_order),
-        item_ids=ids.external(item_order),
-        times=_numbers(rows, "timestamp", "seconds as a number", path),
-        ratings=_numbers(rows, "rating", "a number", path, np.float32),
-        labels=tables.labels(rows, path) if "split" in rows.columns else None,
-        columns=columns,
-        features=features,
-        present=content.presence(columns, features, n_items),
-        user_columns=content.text_columns(raw.users, "user_id"),
-        source=raw.source,
-    )
-
-
-def _numbers(
-    rows: pl.DataFrame, column: str, expected: str, path: Path, dtype: Any = None
-) -> np.ndarray | None:
-    if column not in rows.columns:
-        return None
-    values = tables.numbers(rows, column, expected, path)
-    return values if dtype is None else values.astype(dtype)

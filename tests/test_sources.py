@@ -344,6 +344,27 @@ def test_features_are_never_unpickled(tmp_path):
         load(folder)
 
 
+def test_features_follow_the_rows_of_the_item_table(tmp_path):
+    folder = write(tmp_path, interactions_csv="user_id,item_id\n1,30\n1,2\n")
+    write(folder, items_csv="item_id,title\n30,thirty\n2,two\n")
+    thirty, two = features(folder, "image_feat.npy", 2).tolist()
+    data = load(folder)
+    assert data.columns["title"].tolist() == ["", "two", "thirty"]
+    assert data.features["image"].tolist() == [[0, 0], two, thirty]
+    features(folder, "image_feat.npy", 3)
+    with pytest.raises(DataError, match="features 'image': expected 2 rows.*found 3"):
+        load(folder)
+
+
+def test_mmrec_features_follow_the_item_id(tmp_path):
+    folder = write(tmp_path, a_inter="userID\titemID\n0\t1\n")
+    write(folder, items_tsv="itemID\ttitle\n1\tone\n0\tzero\n")
+    zero, one = features(folder, "image_feat.npy", 2).tolist()
+    data = load(folder)
+    assert data.columns["title"].tolist() == ["", "zero", "one"]
+    assert data.features["image"].tolist() == [[0, 0], zero, one]
+
+
 def test_features_need_an_order(tmp_path):
     folder = write(tmp_path, interactions_csv="user_id,item_id\n1,x\n1,y\n")
     features(folder, "image_feat.npy", 2)

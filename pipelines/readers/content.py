@@ -55,13 +55,18 @@ def check_features(values: np.ndarray, where: str) -> np.ndarray:
     return values
 
 
-def with_padding_row(values: np.ndarray, n_items: int, where: str) -> np.ndarray:
-    """float32 [n_items+1, f]: row r of the file is the item with inner id r + 1."""
+def check_rows(values: np.ndarray, n_items: int, where: str) -> None:
+    """DataError unless there is one row an item."""
     if len(values) != n_items:
         raise DataError(
             f"{where}: expected {n_items} rows, one an item in the order of the items, found "
             f"{len(values)}. Make the features again for exactly these items."
         )
+
+
+def with_padding_row(values: np.ndarray, n_items: int, where: str) -> np.ndarray:
+    """float32 [n_items+1, f]: row r of `values` is the item with inner id r + 1."""
+    check_rows(values, n_items, where)
     return np.concatenate([np.zeros((1, values.shape[1]), np.float32), values])
 
 
