@@ -72,9 +72,10 @@ def as_flags(flags: dict) -> Iterable[str]:
 def tune(name: str, args: argparse.Namespace, common: dict) -> tuple[dict, list[dict]]:
     """The best setting of a competitor found by coordinate search, and every trial."""
     best, trials = {key: values[0] for key, values in TUNED[name].items()}, []
+    short = {"users": args.tune_users, "eval-users": 4 * args.tune_users}
 
     def trial(setting: dict) -> dict:
-        trials.append(measure(name, setting, args, **common | {"users": args.tune_users}))
+        trials.append(measure(name, setting, args, **common | short))
         print(line(trials[-1]), flush=True)
         return trials[-1]
 
@@ -92,6 +93,7 @@ def line(result: dict) -> str:
     """One row of the report."""
     setting = dict(result["setting"])
     loss, _ = setting.pop("loss"), setting.pop("users")
+    setting.pop("eval-users", None)
     rates = "  ".join(f"{result[rate]:8.0f} {words}" for rate, words in RATES.items())
     chosen = " ".join(f"{key}={value}" for key, value in setting.items())
     return f"{result['name']:9} {loss:8} {rates}  {result['peak_mib']:6.0f} MiB  {chosen}"

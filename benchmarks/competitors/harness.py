@@ -17,6 +17,7 @@ SIZES = {
     "negatives": 256,  # of the sampled softmax
     "users": 0,  # timed training users, 0 = one epoch
     "warmup": 3,  # steps before the clock starts
+    "eval-users": 0,  # timed test users, the first of the file; 0 = all
     "eval-batch": 256,
     "k": 10,
     "seed": 0,
@@ -68,6 +69,12 @@ def read(folder: Path) -> Histories:
 def steps(args: argparse.Namespace) -> int:
     """How many batches hold `--users` users; 0 stands for the whole epoch."""
     return -(-args.users // args.batch)
+
+
+def asked(data: Histories, args: argparse.Namespace) -> Histories:
+    """With the first `--eval-users` test users alone; 0 keeps all."""
+    users = args.eval_users or len(data.test)
+    return data._replace(test=data.test[:users], target=data.target[:users])
 
 
 def epoch_examples(rows: list[np.ndarray], length: int) -> int:

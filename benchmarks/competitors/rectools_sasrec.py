@@ -29,11 +29,11 @@ class Stopwatch(Callback):
 
     def __init__(self, warmup: int):
         self.warmup, self.steps, self.examples, self.users = warmup, 0, 0, 0
-        self.started = self.stopped = time.perf_counter()
+        self.started = self.stopped = self.now()
         self.last_loss = float("nan")
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        self.stopped = time.perf_counter()
+        self.stopped = self.now()
         if batch_idx < self.warmup:
             self.started = self.stopped
             return
@@ -42,10 +42,16 @@ class Stopwatch(Callback):
         self.examples += int((batch["y"] != 0).sum())
         self.last_loss = float(outputs["loss"])
 
+    @staticmethod
+    def now() -> np.ndarray:
+        """float64 [2]: wall and processor seconds."""
+        return np.array([time.perf_counter(), time.process_time()])
+
     def report(self) -> dict[str, float]:
-        seconds = self.stopped - self.started
+        seconds, cpu = (self.stopped - self.started).tolist()
         return {
             "train_seconds": seconds,
+            "train_cpu_seconds": cpu,
             "timed_steps": self.steps,
             "examples_per_s": self.examples / seconds,
             "train_users_per_s": self.users / seconds,
@@ -138,7 +144,7 @@ def main() -> None:
     model = build(args).fit(dataset(data.train))
     watch = next(c for c in model.fit_trainer.callbacks if isinstance(c, Stopwatch))
     result |= watch.report() | {"peak_train_mib": peak_mib()}
-    result |= evaluate(model, data, args) | {"peak_mib": peak_mib()}
+    result |= evaluate(model, harness.asked(data, args), args) | {"peak_mib": peak_mib()}
     names = ("torch", "rectools", "pytorch-lightning")
     print(json.dumps(result | {"versions": {name: version(name) for name in names}}))
 

@@ -1,0 +1,119 @@
+"""What the models reach: train over seeds, choose on validation, score the test split once.
+
+python benchmarks/reach.py EXPERIMENT --data FOLDER_OF_DATA_SETS [--seeds 0 1 2] [--runs DIR]
+Each finished seed is written to benchmarks/results/EXPERIMENT.json at once.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+EXPERIMENTS: dict[str, dict] = {
+    "sasrec-beauty": {"model": "sasrec", "data": "amazon-beauty"},
+    "sasrec-bce-beauty": {
+        "model": "sasrec",
+        "data": "amazon-beauty",
+        "fields": {"objective": "bce"},
+        "settings": {"epochs": 150},
+    },
+    "sasrec-sports": {"model": "sasrec", "data": "amazon-sports"},
+    "esasrec-beauty": {"model": "esasrec", "data": "amazon-beauty"},
+    "esasrec-sports": {"model": "esasrec", "data": "amazon-sports"},
+}
+
+
+def hardware() -> str:
+    """Processor and cores, as a table row names them."""
+    model = next(
+        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line),
+        platform.processor(),
+    )
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    """The commit that ran; '+' when tracked files differ from it."""
+    run = lambda *a: subprocess.run(a, capture_output=True, text=True).stdout.strip()  # noqa: E731
+    dirty = run("git", "status", "--porcelain", "--untracked-files=no", "zoo", "pipelines")
+    return run("git", "rev-parse", "--short", "HEAD") + ("+" if dirty else "")
+
+
+def one(experiment: dict, data, seed: int, out: Path | None) -> dict:
+    """Train one seed; validation and test metrics, masked and not, with strata."""
+    from zoo import api
+
+    settings = api.Settings(seed=seed, **experiment.get("settings", {}))
+    fields = experiment.get("fields", {})
+    began = time.monotonic()
+
+    def report(step, steps, metrics):
+        if settings.select in metrics:
+            print(f"{step}/{steps} {settings.select} {metrics[settings.select]:.4f}", flush=True)
+
+    fitted, seen = api.fit(experiment["model"], data, out, settings, report=report, **fields)
+    model = (fitted.recommender, fitted.params)
+    test = api.evaluate(model, seen, catalogue=fitted.catalogue)
+    unmasked = api.evaluate(model, seen, catalogue=fitted.catalogue, mask=False)
+    return {
+        "seed": seed,
+        "steps": fitted.steps,
+        "chosen_step": fitted.best["step"],
+        "valid": {k: v for k, v in fitted.best.items() if k != "step"},
+        "test": test.metrics,
+        "test_unmasked": unmasked.metrics,
+        "strata": test.strata,
+        "train_seconds": fitted.seconds,
+        "wall_seconds": time.monotonic() - began,
+        "examples_per_second": fitted.examples_per_second,
+        "params_sha256": fitted.params_sha256,
+        "commit": commit(),
+    }
+
+
+def summary(rows: list[dict]) -> dict[str, list[float]]:
+    """Mean and standard deviation of the test metrics over seeds."""
+    values = {k: [row["test"][k] for row in rows] for k in rows[0]["test"]}
+    return {k: [float(np.mean(v)), float(np.std(v))] for k, v in values.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=None)
+    args = parser.parse_args()
+    from zoo import api
+
+    experiment = EXPERIMENTS[args.experiment]
+    options = api.DataOptions(**experiment.get("options", {}))
+    data = api.load_data(args.data / experiment["data"], options)
+    path = RESULTS / f"{args.experiment}.json"
+    done = json.loads(path.read_text())["rows"] if path.exists() else []
+    for seed in args.seeds:
+        out = args.runs / f"{args.experiment}-{seed}" if args.runs else None
+        row = one(experiment, data, seed, out)
+        done = sorted([r for r in done if r["seed"] != seed] + [row], key=lambda r: r["seed"])
+        told = {
+            "experiment": experiment,
+            "command": f"python benchmarks/reach.py {args.experiment} --data DATA",
+            "protocol": data.split.protocol,
+            "split_hash": data.split.hash,
+            "hardware": hardware(),
+            "summary": summary(done),
+            "rows": done,
+        }
+        RESULTS.mkdir(exist_ok=True)
+        path.write_text(json.dumps(told, indent=1))
+        print(json.dumps({"seed": seed, **row["test"]}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
