@@ -122,7 +122,9 @@ def _tfidf(texts: Sequence[str]) -> scipy.sparse.csr_array:
     counts = scipy.sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape)
     counts.sum_duplicates()
     df = np.bincount(counts.indices, minlength=shape[1])
-    counts.data = (1 + np.log(counts.data)) * np.log((len(texts) + 1) / np.maximum(df, 1))[counts.indices]
+    counts.data = (1 + np.log(counts.data)) * np.log((len(texts) + 1) / np.maximum(df, 1))[
+        counts.indices
+    ]
     norms = np.sqrt((counts**2).sum(1))
     return scipy.sparse.dia_array((1 / np.maximum(norms, 1e-12), 0), [len(texts)] * 2) @ counts
 

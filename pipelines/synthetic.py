@@ -228,7 +228,8 @@ def save(world: World, folder: str | Path) -> Path:
     """Write the three-table form with real files; returns the folder.
 
     interactions.csv (user_id, item_id, timestamp), items.csv (item_id, title, text, image, audio:
-    paths inside the folder, empty where absent), images/<item_id>.png, sounds/<item_id>.wav.
+    paths inside the folder, empty where absent), images/<item_id>.png, sounds/<item_id>.wav,
+    SOURCE.md.
     """
     import soundfile
     from PIL import Image
@@ -248,6 +249,11 @@ def save(world: World, folder: str | Path) -> Path:
     _write(folder / "items.csv", ["item_id", "title", "text", "image", "audio"], rows)
     events = zip(data.user_ids[data.users], data.item_ids[data.items], data.times, strict=True)
     _write(folder / "interactions.csv", ["user_id", "item_id", "timestamp"], events)
+    (folder / "SOURCE.md").write_text(
+        f"# Synthetic world\n\nMade by pipelines.synthetic.world, seed {world.settings['seed']}.\n"
+        "Licence: CC0\n",
+        encoding="utf-8",
+    )
     return folder
 
 
