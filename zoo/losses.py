@@ -81,7 +81,7 @@ def gbce_each(pos: Array, neg: Array, n_items: int | Array, t: float) -> Array:
 def gbce(
     pos: Array, neg: Array, weights: Array | None, n_items: int | Array, t: float = 0.75
 ) -> Array:
-    """Generalised BCE of gSASRec (arXiv 2308.07192, eq. 9): t 0 is BCE, t 1 is calibrated.
+    """Generalised BCE of gSASRec (arXiv 2308.07192): t 0 is BCE, t 1 is calibrated.
 
     Negatives must be uniform over the n_items real items. The sum over negatives is not divided
     by k + 1, as some code does. beta softplus(-f_p) needs no float64.
