@@ -20,6 +20,7 @@ from zoo.models import counting
 ORDERED = ("popularity", "markov", "item-knn", "knn+markov", "sr-graph", "ease")
 SETS = ("popularity", "cf-graph", "ease")
 SMALL = 5000  # items; below, text and symmetry grids are coarser: few users cannot tell more
+TILE = 64  # rows of scores at a time: a few MB, which the allocator keeps between uses
 LARGE = 8000  # items; above, one EASE inverse takes most of a minute
 
 
@@ -195,10 +196,10 @@ def tie_counts(scores: np.ndarray, positives: Any) -> np.ndarray:
             "masked history; check the split, or measure with mask=False."
         )
     found = np.empty((2, len(own)), np.int64)
-    for at in range(0, len(own), 1024):
-        some, mine = scores[rows[at : at + 1024]], own[at : at + 1024, None]
-        found[0, at : at + 1024] = np.count_nonzero(some > mine, axis=1)
-        found[1, at : at + 1024] = np.count_nonzero(some == mine, axis=1) - 1
+    for at in range(0, len(own), TILE):
+        some, mine = scores[rows[at : at + TILE]], own[at : at + TILE, None]
+        found[0, at : at + TILE] = np.count_nonzero(some > mine, axis=1)
+        found[1, at : at + TILE] = np.count_nonzero(some == mine, axis=1) - 1
     return found
 
 
@@ -253,14 +254,14 @@ def _cf_grid(world: World) -> Iterable[Floor]:
 
 
 def _ease(world: World) -> Floor:
-    x = world.x
+    """s = x_u B and nothing else: EASE scores every item that shares users, also below zero."""
     large = (200, 500, 1000)
     grid = large if world.n > LARGE else (30, 50, 100, *large)
-    floors = (
-        Floor([counting.ease_matrix(x, lam)], (1.0,), world.prior, chosen=dict(lam=lam, grid=grid))
-        for lam in grid
+    x, none = world.x, np.zeros(world.n, np.float32)
+    tables = ((lam, counting.ease_matrix(x, lam)) for lam in grid)
+    return world.best(
+        Floor([b], (1.0,), none, chosen=dict(lam=lam, grid=grid)) for lam, b in tables
     )
-    return world.best(floors)
 
 
 def _content_knn(world: World, modality: str) -> Floor:
@@ -331,14 +332,16 @@ def floor_table(
     ks: tuple[int, ...] = (5, 10, 20),
     floors: tuple[str, ...] | None = None,
     mask: bool = True,
+    test_candidates: np.ndarray | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Every floor of a split: {name: {metrics, validation, chosen, seconds}}.
 
     words: rows of distinct word ids for items 0..n_items, or None. features {m: float [n,f]},
     present {m: bool [n]}: content vectors. `floors` names a selection (all but
     'popularity-leaky' by default); `mask=False` leaves the history in the ranking, in selection
-    too. Validation metrics are over all validation events. What cannot be measured stands under
-    'missing' with the reason. Raises ValueError on an unknown name.
+    too. `test_candidates` bool [n_items+1]: who competes at test, where that differs from
+    validation (cold items only). Validation metrics are over all validation events. What cannot
+    be measured stands under 'missing' with the reason. Raises ValueError on an unknown name.
     """
     world = World(
         split.train.values,
@@ -361,21 +364,20 @@ def floor_table(
                 f"there are {', '.join(makers | leaky)}."
             )
         if name not in missing:
-            table[name] = _entry(world, (makers | leaky)[name], split.test, ks)
+            at_test = split.candidates if test_candidates is None else test_candidates
+            table[name] = _entry(world, (makers | leaky)[name], split.test, at_test, ks)
     return table | ({"missing": missing} if missing else {})
 
 
-def _entry(world: World, make: Callable, test: Any, ks: tuple[int, ...]) -> dict[str, Any]:
-    start = time.perf_counter()
+def _entry(world: World, make: Callable, test: Any, candidates, ks) -> dict[str, Any]:
+    wall, cpu = time.perf_counter(), time.process_time()
     floor = make(world)
-    metrics, validation = (
-        measure(floor, events, ks, world.mask, world.candidates) for events in (test, world.valid)
-    )
     return dict(
-        metrics=metrics,
-        validation=validation,
+        metrics=measure(floor, test, ks, world.mask, candidates),
+        validation=measure(floor, world.valid, ks, world.mask, world.candidates),
         chosen=floor.chosen,
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - wall,
+        cpu_seconds=time.process_time() - cpu,
     )
 
 

@@ -230,7 +230,7 @@ def history_weights(
 
 
 def history_scores(
-    parts: list, histories: sp.csr_array, block: int = 256
+    parts: list, histories: sp.csr_array, block: int = 64
 ) -> Iterator[tuple[slice, list[np.ndarray]]]:
     """H M for each matrix M of `parts`, dense [block,n], block by block."""
     for at in range(0, histories.shape[0], block):
