@@ -77,6 +77,15 @@ def asked(data: Histories, args: argparse.Namespace) -> Histories:
     return data._replace(test=data.test[:users], target=data.target[:users])
 
 
+def check_timed(timed: int, args: argparse.Namespace) -> None:
+    """Raise ValueError when the warm-up used up every batch."""
+    if timed < 1:
+        raise ValueError(
+            f"{args.warmup} warm-up steps of {args.batch} users left no step to time in the epoch "
+            f"of {args.data}. Lower --batch or --warmup, or take a larger data set."
+        )
+
+
 def epoch_examples(rows: list[np.ndarray], length: int) -> int:
     """Next-item targets of an epoch: the last `length` of each user."""
     return sum(min(len(row) - 1, length) for row in rows)

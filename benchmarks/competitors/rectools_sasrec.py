@@ -143,6 +143,7 @@ def main() -> None:
     result = {"name": "rectools", "epoch_examples": epoch_examples(data.train, args.length)}
     model = build(args).fit(dataset(data.train))
     watch = next(c for c in model.fit_trainer.callbacks if isinstance(c, Stopwatch))
+    harness.check_timed(watch.steps, args)
     result |= watch.report() | {"peak_train_mib": peak_mib()}
     result |= evaluate(model, harness.asked(data, args), args) | {"peak_mib": peak_mib()}
     names = ("torch", "rectools", "pytorch-lightning")

@@ -97,6 +97,7 @@ def train(model: SASRec, data: Histories, args: argparse.Namespace) -> dict[str,
     step = torch.compile(loss_of, dynamic=True) if args.compile else loss_of
     epoch = batches(data.train, args.length, args.batch)
     epoch = epoch[: args.warmup + harness.steps(args)] if args.users else epoch
+    harness.check_timed(len(epoch) - args.warmup, args)
     model.train()
     started, cpu, losses = time.perf_counter(), time.process_time(), []
     for number, (history, target) in enumerate(epoch):
