@@ -154,3 +154,33 @@ def sounds(
     envelope = np.minimum(1, t / 0.01) * np.exp(-t * rng.uniform(3, 9, (n, 1)))
     wave = 0.35 * envelope * note + rng.normal(0, 0.35 * noise + 1e-3, note.shape)
     return (np.rint(np.clip(wave, -0.99, 0.99) * 32768) / 32768).astype(np.float32)
+
+
+def content(
+    style: dict[str, np.ndarray],
+    carries: dict[str, tuple[str, ...]],
+    noise: float,
+    shape: tuple[int, int, int],
+    present: dict[str, np.ndarray],
+    rng: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """{image uint8, audio float32, title and text object}, n rows each, zero or '' where absent.
+
+    `shape` is (pixels a side, samples a second, samples). A factor that a modality does not carry
+    is shuffled over the items there: it looks the same and says nothing.
+    """
+
+    def shown(modality: str) -> dict[str, np.ndarray]:
+        kept = {f: v if f in carries[modality] else rng.permutation(v) for f, v in style.items()}
+        return {f: v[present[modality]] for f, v in kept.items()}
+
+    size, rate, samples = shape
+    n = len(style["shape"])
+    image, audio = np.zeros((n, size, size, 3), np.uint8), np.zeros((n, samples), np.float32)
+    image[present["image"]] = images(shown("image"), size, noise, rng)
+    audio[present["audio"]] = sounds(shown("audio"), rate, samples, noise, rng)
+    texts, words = {}, shown("text")
+    for column, wordy in (("title", False), ("text", True)):
+        texts[column] = np.full(n, "", object)
+        texts[column][present["text"]] = captions(words, carries["text"], noise, rng, wordy)
+    return {"image": image, "audio": audio, **texts}

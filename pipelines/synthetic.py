@@ -94,7 +94,8 @@ def world(
     lengths = rng.integers(length[0], length[1] + 1, n_users)
     sequences = choices.sample(law, kinds, lengths, rng)
     present = {m: np.r_[False, rng.random(n_items) >= missing] for m in CARRIES}
-    content = _content(factors, CARRIES | carries, noise, image_size, present, rng)
+    shape = (image_size, RATE, SAMPLES)
+    content = render.content(factors, CARRIES | carries, noise, shape, present, rng)
     dataset = _dataset(sequences, content, present, settings, rng)
     kinds = np.r_[0, kinds]
     images, sounds = content["image"], content["audio"]
@@ -121,33 +122,6 @@ def _check(settings: dict[str, Any]) -> None:
     low, high = settings["length"]
     warm = settings["n_items"] - n_cold
     expect(3 <= low <= high <= warm, "length", f"3 <= shortest <= longest <= {warm} warm items")
-
-
-def _content(
-    factors: dict[str, np.ndarray],
-    carries: dict[str, tuple[str, ...]],
-    noise: float,
-    size: int,
-    present: dict[str, np.ndarray],
-    rng: np.random.Generator,
-) -> dict[str, Any]:
-    """{image, audio: arrays, title, text: object [n+1]}, zero or '' where absent."""
-
-    def shown(modality: str) -> dict[str, np.ndarray]:
-        style = {f: v if f in carries[modality] else rng.permutation(v) for f, v in factors.items()}
-        return {f: v[present[modality]] for f, v in style.items()}
-
-    n, there = len(factors["shape"]), present
-    image = np.zeros((n, size, size, 3), np.uint8)
-    image[there["image"]] = render.images(shown("image"), size, noise, rng)
-    audio = np.zeros((n, SAMPLES), np.float32)
-    audio[there["audio"]] = render.sounds(shown("audio"), RATE, SAMPLES, noise, rng)
-    content = {"image": image, "audio": audio}
-    style = shown("text")
-    for column, wordy in (("title", False), ("text", True)):
-        content[column] = np.full(n, "", object)
-        content[column][there["text"]] = render.captions(style, carries["text"], noise, rng, wordy)
-    return content
 
 
 def _dataset(

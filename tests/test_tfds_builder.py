@@ -15,6 +15,7 @@ import pytest
 
 from pipelines import content, sources, synthetic
 from pipelines.datasets import three_tables
+from pipelines.datasets.official import Official
 from pipelines.schema import DataError
 
 pytest.importorskip("tensorflow_datasets", reason="needs `pip install mmrec-zoo[data]`")
@@ -91,7 +92,7 @@ def test_a_table_of_other_inputs_is_not_kept_in_silence(folder, prepared):
 
 
 @pytest.fixture
-def archive(tmp_path, monkeypatch) -> three_tables.Official:
+def archive(tmp_path, monkeypatch) -> Official:
     """A small archive in the form of the official one, behind a local web address."""
     path = tmp_path / "ml-latest-small.zip"
     with zipfile.ZipFile(path, "w") as file:
@@ -147,6 +148,16 @@ def test_the_official_checksum_is_registered():
     movielens = three_tables.OFFICIAL["ml-latest-small"]
     registered = three_tables.builder_class().url_infos[movielens.url]
     assert (registered.size, registered.checksum) == (movielens.size, movielens.sha256)
+
+
+def test_times_with_fractions_keep_them(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "interactions.csv").write_text(
+        "user_id,item_id,timestamp\nu,a,1.25\nu,b,0.5\nv,b,2.0\n"
+    )
+    path = three_tables.prepare(tmp_path / "in", tmp_path, ("interactions", "histories"))
+    assert [r["timestamp"] for r in three_tables.read(path)] == [1.25, 0.5, 2.0]
+    assert list(three_tables.read(path, "histories")[0]["timestamp"]) == [0.5, 1.25]
 
 
 def test_errors_say_what_to_do(folder, prepared, tmp_path):
