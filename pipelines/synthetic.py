@@ -80,7 +80,8 @@ def world(
     deviation of taste and fame, log odds of the following value for drift). noise: of pixels,
     words and sound. cold: share of items launched late. launch: how often a held-out item is one
     of them (None: as their share). missing: share of items without image, text, audio, each
-    drawn on its own. Raises DataError for arguments out of range.
+    drawn on its own. Memory grows with n_items squared. Raises DataError for arguments out of
+    range.
     """
     settings = dict(locals())
     _check(settings)
@@ -114,6 +115,10 @@ def _check(settings: dict[str, Any]) -> None:
         most = len(render.NAMES[factor])
         expect(1 <= count <= most, "values", f"1 to {most} values of {factor}")
     expect(set(settings["carries"]) <= set(CARRIES), "carries", f"keys among {list(CARRIES)}")
+    for shown in settings["carries"].values():
+        expect(set(shown) <= set(VALUES), "carries", f"factors among {list(VALUES)}")
+    for argument in ("n_users", "types", "image_size"):
+        expect(settings[argument] >= 1, argument, "at least 1")
     for argument in ("cold", "missing", "launch"):
         share = settings[argument]
         expect(share is None or 0 <= share <= 1, argument, "a share from 0 to 1")
@@ -186,16 +191,25 @@ def bayes_metrics(world: World, split: Split, k: int = 10, part: str = "test") -
         )
     scores = bayes_scores(world, events.history)
     target = np.take_along_axis(scores, events.positives.values[:, None], 1)
-    rank = (scores > target).sum(1)  # ties among real-valued probabilities have measure zero
-    discount = 1 / np.log2(np.arange(k) + 2)
+    better, equal = (scores > target).sum(1), (scores == target).sum(1)  # the target is its equal
     top = -np.sort(-scores, axis=1)[:, :k].astype(np.float64)
-    hit = rank < k
+    ones, discount = np.ones(top.shape[1]), 1 / np.log2(np.arange(top.shape[1]) + 2)
     return {
-        f"recall@{k}": float(hit.mean()),
-        f"ndcg@{k}": float(np.where(hit, discount[np.minimum(rank, k - 1)], 0).mean()),
-        f"expected_recall@{k}": float(top.sum(1).mean()),
-        f"expected_ndcg@{k}": float((top @ discount[: top.shape[1]]).mean()),
+        f"recall@{k}": float(_gain(better, equal, ones).mean()),
+        f"ndcg@{k}": float(_gain(better, equal, discount).mean()),
+        f"expected_recall@{k}": float((top @ ones).mean()),
+        f"expected_ndcg@{k}": float((top @ discount).mean()),
     }
+
+
+def _gain(better: np.ndarray, equal: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """[b]: mean of the gains by place over the places that a tie may get; beyond them, nothing.
+
+    Ties are real here: cold items of one style have one probability.
+    """
+    sums = np.concatenate([[0], np.cumsum(gains)])
+    k = len(gains)
+    return (sums[np.minimum(better + equal, k)] - sums[np.minimum(better, k)]) / equal
 
 
 def save(world: World, folder: str | Path) -> Path:

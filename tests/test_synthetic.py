@@ -94,6 +94,19 @@ def test_the_oracle_keeps_its_promise(world, split):
         assert abs(metrics["ndcg@10"] - metrics["expected_ndcg@10"]) < 3.5 * error
 
 
+def test_ties_count_by_chance():
+    few = dict(values={"shape": 2, "colour": 2, "texture": 1, "pitch": 1}, fame=0)
+    world = synthetic.world(**SMALL, **few)
+    metrics = synthetic.bayes_metrics(world, make_split(world.dataset, "leave-one-out"))
+    scores = synthetic.bayes_scores(world, Ragged.of([[1, 2, 3]]))
+    assert len(np.unique(scores)) < 12  # all items of a style are one
+    expected = metrics["expected_recall@10"]
+    error = np.sqrt(expected / world.dataset.n_users)
+    assert abs(metrics["recall@10"] - expected) < 3.5 * error
+    gain = synthetic._gain(np.array([0, 1, 9, 10]), np.array([1, 2, 4, 5]), np.ones(10))
+    np.testing.assert_allclose(gain, [1, 1, 0.25, 0])
+
+
 def test_probabilities_are_calibrated(world, split):
     scores = synthetic.bayes_scores(world, split.test.history)
     hit = np.zeros(scores.shape, bool)
@@ -215,6 +228,12 @@ def test_missing_content_is_absent_everywhere():
     np.testing.assert_array_equal(data.columns["title"] != "", world.present["text"])
 
 
+def test_a_world_without_any_content_still_has_behaviour():
+    world = synthetic.world(n_items=60, n_users=40, missing=1, image_size=16)
+    assert not any(x.any() for x in world.dataset.features.values())
+    assert len(world.dataset.items) >= 40 * 6
+
+
 def test_saved_files_come_back_as_they_were(tmp_path):
     world = synthetic.world(n_items=40, n_users=30, length=(3, 9))
     data = sources.load(synthetic.save(world, tmp_path / "world"))
@@ -240,6 +259,8 @@ def test_saved_files_come_back_as_they_were(tmp_path):
         dict(values={"shape": 50}),
         dict(weights={"smell": 1.0}),
         dict(carries={"video": ("shape",)}),
+        dict(carries={"image": ("smell",)}),
+        dict(types=0),
     ],
 )
 def test_wrong_arguments_are_named(wrong):
