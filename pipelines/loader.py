@@ -142,8 +142,9 @@ def requests(
     }
 
 
-def catalogue(dataset: Dataset, split: Split, rows: int) -> dict[str, Any]:
-    """Per-item arrays of `rows` rows: valid, popularity (train counts), features, present."""
+def catalogue(dataset: Dataset, split: Split, rows: int, user_rows: int) -> dict[str, Any]:
+    """Per-item arrays of `rows` rows: valid, popularity (train counts), features, present;
+    and `users`, the train counts of `user_rows` users, which sizes a table of them."""
     n = dataset.n_items + 1
     if rows < n:
         raise DataError(
@@ -153,10 +154,12 @@ def catalogue(dataset: Dataset, split: Split, rows: int) -> dict[str, Any]:
     def grown(x: np.ndarray) -> np.ndarray:
         return np.pad(x, ((0, rows - n),) + ((0, 0),) * (x.ndim - 1))
 
+    counts = split.train.lengths.astype(np.float32)
     allowed = np.arange(n) > 0 if split.candidates is None else split.candidates
     return {
         "valid": grown(allowed),
         "popularity": grown(np.bincount(split.train.values, minlength=n).astype(np.float32)),
         "features": {m: grown(x.astype(np.float32)) for m, x in dataset.features.items()},
         "present": {m: grown(x) for m, x in dataset.present.items() if m in dataset.features},
+        "users": np.pad(counts, (0, user_rows - len(counts))),
     }

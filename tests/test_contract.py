@@ -38,6 +38,7 @@ def world(rows: int = ROWS) -> tuple[dict, dict, Ragged]:
             "text": rng.normal(size=(rows, 5)).astype(np.float32),
         },
         "present": {m: valid & (rng.random(rows) < 0.8) for m in ("image", "text")},
+        "users": np.ones(128, np.float32),
     }
     return catalogue, batch, histories
 

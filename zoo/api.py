@@ -64,21 +64,25 @@ class Data:
     def catalogue(self, mesh: Mesh | None = None) -> dict[str, Any]:
         """Per-item (and per-user) arrays for a model, numpy, padded to a round number of rows."""
         rows = meshes.table_rows(self.dataset.n_items, mesh)
-        return loaders.catalogue(self.dataset, self.split, rows)
+        user_rows = meshes.table_rows(self.dataset.n_users, mesh)
+        return loaders.catalogue(self.dataset, self.split, rows, user_rows)
 
 
 def load_data(path: str | Path | Dataset, options: DataOptions = DataOptions()) -> Data:
-    """A folder (or a Dataset) with its split, leakage checked.
+    """A folder (or a Dataset) with its split, leakage checked; of repeated pairs the last counts.
 
     Raises pipelines.schema.DataError for anything wrong with the files.
     """
     dataset = path if isinstance(path, Dataset) else sources.load(path, options.part)
+    before = len(dataset.items)
+    dataset = interactions.drop_duplicates(dataset)  # the history is masked: a repeat has no rank
+    if len(dataset.items) < before:
+        log.warning("%d repeated (user, item) rows: the last counts", before - len(dataset.items))
     for modality in options.require:
         dataset = interactions.filter_items(dataset, _has(dataset, modality))
     if options.k_core:
         dataset = interactions.k_core(dataset, options.k_core, options.k_core)
     split = splits.make_split(dataset, options.split, options.split_seed, options.tie_seed)
-    splits.check_leakage(split, dataset)
     return Data(dataset, split, options)
 
 
@@ -194,6 +198,7 @@ def save(
     uses_content = _wanted(model, chosen) != "id"
     catalogue = jax.tree.map(np.asarray, fitted.catalogue)
     kept = ("valid", "popularity") + (("features", "present") if uses_content else ())
+    kept += ("users",) if chosen.get("user") == "id" else ()
     columns = {"title": data.dataset.columns["title"]} if _titled(data, titles) else {}
     known = fields(model)
     config = {

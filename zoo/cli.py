@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         return globals()[f"_{argv[0]}"](argv[1:])
-    except (ValueError, FileNotFoundError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, LookupError, ArithmeticError) as error:
         print(f"zoo {argv[0]}: {error}", file=sys.stderr)
         return 2
 

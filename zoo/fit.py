@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from checkpoints.store import Store, params_sha256
+from checkpoints.store import Store, append_metrics, params_sha256, write_run
 from pipelines.loader import event_batches, sequence_loader
 from pipelines.schema import Split
 from zoo import mesh as meshes
@@ -182,6 +182,7 @@ def _loop(run: Run, state, progress: Progress, report, store: Store | None = Non
         if progress.improved():
             chosen = jax.tree.map(np.asarray, state.params)
         if store:
+            append_metrics(store.folder, progress.history[-1])
             place = run.loader.place()
             store.save(until, state, place, progress.saved(), best=progress.improved())
     if store:
@@ -253,7 +254,4 @@ def claim(out: Path, mine: dict[str, Any]) -> None:
             told = "; ".join(f"{k} is {a!r} there, {b!r} here" for k, (a, b) in other.items())
             raise ValueError(f"{out} holds another run: {told}. Choose another --out.")
         return
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(mine, indent=2))
-    temporary.replace(path)
+    write_run(out, mine)

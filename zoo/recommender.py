@@ -7,6 +7,7 @@ padding item and the last rows padding up to a round number:
     popularity  float32[n]         train counts
     features    {m: float32[n,f]}  content vectors by modality
     present     {m: bool[n]}       which items have the modality
+    users       float32[u]         train counts of the users, row 0 the unknown one
 
 A `batch` is a dict of arrays (pipelines/schema.py names the keys). Both are arguments, never
 constants, so they shard, and jit compiles once for all catalogues of a size.

@@ -129,6 +129,5 @@ def from_pretrained(name_or_path: str | Path, revision: str | None = None) -> Pr
 
     A training run's folder works too: its bundle is taken.
     """
-    folder = resolve(name_or_path, revision)
-    inner = folder / "bundle"
-    return Pretrained(load_bundle(inner if inner.is_dir() else folder))
+    run = Path(name_or_path) / "bundle"
+    return Pretrained(load_bundle(run if run.is_dir() else resolve(name_or_path, revision)))
