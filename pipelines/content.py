@@ -6,6 +6,7 @@ what was wrong with the others (`problems`). An empty source ('' or None) is abs
 
 import html
 import io
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy.signal import resample_poly
 
-from pipelines.features import image_features, sound_features, text_features
+from pipelines.features import BLOCK, describe_images, describe_sounds, standardise, text_features
 from pipelines.schema import DataError, Dataset
 
 Source = str | Path | bytes | None
@@ -62,7 +63,8 @@ def _decode(
         try:
             return one(_read(source))
         except bad as error:
-            return f"{type(error).__name__}: {error}"
+            told = re.sub(r" ?<_io.BytesIO[^>]*>", "", str(error))  # no memory addresses
+            return f"{type(error).__name__}: {told}"
 
     present, problems = np.zeros(len(out), bool), []
     with ThreadPoolExecutor(4) as pool:
@@ -182,17 +184,27 @@ def _text(dataset: Dataset, seed: int) -> tuple | None:
 
 
 def _images(dataset: Dataset, seed: int) -> tuple | None:
-    if "image" not in dataset.columns:
-        return None
-    images, present, problems = decode_images(list(dataset.columns["image"]))
-    return image_features(images, present), present, problems
+    return _from_files(dataset, "image", decode_images, describe_images)
 
 
 def _sounds(dataset: Dataset, seed: int) -> tuple | None:
-    if "audio" not in dataset.columns:
+    return _from_files(dataset, "audio", decode_sounds, lambda x: describe_sounds(x, RATE))
+
+
+def _from_files(
+    dataset: Dataset, column: str, decode: Callable, describe: Callable
+) -> tuple | None:
+    """(features, present, problems); the pixels or samples of one block at a time in memory."""
+    if column not in dataset.columns:
         return None
-    sounds, present, problems = decode_sounds(list(dataset.columns["audio"]))
-    return sound_features(sounds, RATE, present), present, problems
+    paths, rows, present, problems = list(dataset.columns[column]), [], [], []
+    for start in range(0, len(paths), BLOCK):
+        content, there, found = decode(paths[start : start + BLOCK])
+        rows.append(describe(content))
+        present.append(there)
+        problems += [problem._replace(row=start + problem.row) for problem in found]
+    present = np.concatenate(present)
+    return standardise(np.concatenate(rows), present), present, problems
 
 
 MAKERS = {"text": _text, "image": _images, "audio": _sounds}

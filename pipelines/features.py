@@ -32,14 +32,22 @@ def _present(x: np.ndarray, present: np.ndarray | None) -> np.ndarray:
 
 
 def image_features(images: np.ndarray, present: np.ndarray | None = None) -> np.ndarray:
+    """uint8 [n,h,w,3] to float32 [n,384]: `describe_images`, standardised.
+
+    Without `present` an all-black image counts as absent.
+    """
+    blocks = [describe_images(images[i : i + BLOCK]) for i in range(0, len(images), BLOCK)]
+    return standardise(np.concatenate(blocks), _present(images, present))
+
+
+def describe_images(images: np.ndarray) -> np.ndarray:
     """uint8 [n,h,w,3] to float32 [n,384]: colours 64, pixels 8x8x3, edges 4x4 cells x 8 angles.
 
     Colours are square roots of histogram shares, edges are gradient lengths by orientation
-    (Dalal and Triggs, 2005). Without `present` an all-black image counts as absent.
+    (Dalal and Triggs, 2005).
     """
-    blocks = [images[i : i + BLOCK] for i in range(0, len(images), BLOCK)]
-    x = np.concatenate([np.hstack([_colours(b), _pixels(b), _edges(b)]) for b in blocks])
-    return standardise(x, _present(images, present))
+    parts = _colours(images), _pixels(images), _edges(images)
+    return np.hstack(parts).astype(np.float32)
 
 
 def _colours(images: np.ndarray) -> np.ndarray:
@@ -129,23 +137,30 @@ def _tfidf(texts: Sequence[str]) -> scipy.sparse.csr_array:
     return scipy.sparse.dia_array((1 / np.maximum(norms, 1e-12), 0), [len(texts)] * 2) @ counts
 
 
-def sound_features(
-    sounds: np.ndarray, rate: int, present: np.ndarray | None = None, bands: int = 32
-) -> np.ndarray:
+def sound_features(sounds: np.ndarray, rate: int, present: np.ndarray | None = None) -> np.ndarray:
+    """float32 [n,samples] to float32 [n,64]: `describe_sounds`, standardised.
+
+    Without `present` a silent row counts as absent.
+    """
+    return standardise(describe_sounds(sounds, rate), _present(sounds, present))
+
+
+def describe_sounds(sounds: np.ndarray, rate: int, bands: int = 32) -> np.ndarray:
     """float32 [n,samples] to float32 [n, 2*bands]: mean and sd over frames of log band energies.
 
     Frames of 32 ms, half overlapping, Hann window, triangular bands on the mel scale from 50 Hz
-    to rate/2 (Davis and Mermelstein, 1980). Without `present` a silent row counts as absent.
+    to rate/2 (Davis and Mermelstein, 1980). Frames of zeros, which is padding, do not count.
     """
     width = min(sounds.shape[1], 2 * round(rate * 0.016))
-    frames = np.lib.stride_tricks.sliding_window_view(sounds, width, axis=1)[:, :: width // 2]
     filters, window = _mel(width, rate, bands), np.hanning(width).astype(np.float32)
-    out = np.zeros((len(sounds), 2 * bands))
-    for i in range(0, len(sounds), 32):
-        power = np.abs(np.fft.rfft(frames[i : i + 32] * window)) ** 2
-        energy = np.log(power @ filters + 1e-6)
-        out[i : i + 32] = np.concatenate([energy.mean(1), energy.std(1)], 1)
-    return standardise(out, _present(sounds, present))
+    out = np.zeros((len(sounds), 2 * bands), np.float32)
+    for row, sound in enumerate(sounds):
+        frames = np.lib.stride_tricks.sliding_window_view(sound, width)[:: width // 2]
+        frames = frames[frames.any(1)]
+        if len(frames):
+            energy = np.log(np.abs(np.fft.rfft(frames * window)) ** 2 @ filters + 1e-6)
+            out[row] = np.concatenate([energy.mean(0), energy.std(0)])
+    return out
 
 
 def _mel(width: int, rate: int, bands: int) -> np.ndarray:

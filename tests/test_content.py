@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from pipelines import content
+from pipelines import content, features
 from pipelines.features import standardise
 from pipelines.schema import DataError, Dataset
 
@@ -148,51 +148,72 @@ def test_text_is_cleaned():
 
 def test_text_features_put_like_beside_like():
     texts = ["", "red wool scarf", "scarlet wool scarf", "steel bicycle chain", "bicycle chain oil"]
-    x = content.text_features(texts, dim=4)
+    x = features.text_features(texts, dim=4)
     assert x.shape == (5, 4) and x.dtype == np.float32
     assert not x[0].any() and x[1:].any(1).all()
     unit = x[1:] / np.linalg.norm(x[1:], axis=1, keepdims=True)
     near = unit @ unit.T - 2 * np.eye(4)
     np.testing.assert_array_equal(near.argmax(1), [1, 0, 3, 2])
-    np.testing.assert_array_equal(x, content.text_features(texts, dim=4))
+    np.testing.assert_array_equal(x, features.text_features(texts, dim=4))
 
 
 def test_text_features_are_the_truncated_svd():
-    from pipelines.features import _leading, _tfidf
-
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(list("abcdefghijklmnop"), 5)) for _ in range(60)]
-    counts = _tfidf(texts)
+    counts = features._tfidf(texts)
     left, values, _ = np.linalg.svd(counts.toarray(), full_matrices=False)
-    found = _leading(counts, 6, rng)
+    found = features._leading(counts, 6, rng)
     np.testing.assert_allclose(np.abs(found), np.abs(left[:, :6] * values[:6]), atol=1e-8)
     np.testing.assert_allclose(np.linalg.norm(counts.toarray(), axis=1), 1)
 
 
 def test_texts_without_a_word_are_zero():
-    assert not content.text_features(["", "", "!?"], 3).any()
+    assert not features.text_features(["", "", "!?"], 3).any()
 
 
 def test_image_features_see_colour_place_and_direction():
     stripes = np.zeros((4, 32, 48, 3), np.uint8)
     stripes[0, ::4], stripes[1, :, ::4] = 200, 200  # same colours, other direction
     stripes[2, ::4] = (200, 0, 0)
-    x = content.image_features(stripes)
+    x = features.image_features(stripes)
     assert x.shape == (4, 384) and x.dtype == np.float32
     assert not x[3].any()  # black is absent unless `present` says otherwise
     colours, edges = x[:, :64], x[:, 256:]
     np.testing.assert_array_equal(colours[0], colours[1])
     assert (colours[0] != colours[2]).any()
     assert (edges[0] != edges[1]).any()
-    assert content.image_features(stripes, np.ones(4, bool))[3].any()
+    assert features.image_features(stripes, np.ones(4, bool))[3].any()
 
 
 def test_sound_features_see_pitch():
     clips, *_ = content.decode_sounds([tone(hertz=h) for h in (300, 310, 1500, 1550)], 8000, 1.0)
-    x = content.sound_features(np.vstack([np.zeros_like(clips[:1]), clips]), 8000)
+    x = features.sound_features(np.vstack([np.zeros_like(clips[:1]), clips]), 8000)
     assert x.shape == (5, 64) and x.dtype == np.float32 and not x[0].any()
     apart = np.linalg.norm(x[1:, None] - x[None, 1:], axis=-1) + 1e6 * np.eye(4)
     np.testing.assert_array_equal(apart.argmin(1), [1, 0, 3, 2])
+
+
+def test_padding_does_not_change_sound_features():
+    clips, *_ = content.decode_sounds([tone(hertz=h) for h in (300, 900)], 8000, 1.0)
+    padded = np.pad(clips, ((0, 0), (0, 8192)))
+    whole = features.describe_sounds(clips[:, :7936], 8000)  # 62 frames, none half zeros
+    padded[:, 7936:] = 0
+    found = features.describe_sounds(padded, 8000)
+    np.testing.assert_allclose(found[:, :32], whole[:, :32], atol=0.3)  # one frame is half padding
+
+
+def test_files_in_blocks_are_as_files_at_once(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    paths = []
+    for name in "abc":
+        Image.fromarray(rng.integers(0, 255, (9, 9, 3), np.uint8)).save(tmp_path / f"{name}.png")
+        paths.append(str(tmp_path / f"{name}.png"))
+    (tmp_path / "c.png").write_bytes(b"broken")
+    whole, problems = content.with_features(catalogue(image=paths))
+    monkeypatch.setattr(content, "BLOCK", 2)
+    parts, found = content.with_features(catalogue(image=paths))
+    np.testing.assert_array_equal(parts.features["image"], whole.features["image"])
+    assert found == problems and problems[0].row == 3
 
 
 def test_standardise_looks_at_the_present_rows_alone():
