@@ -3,7 +3,8 @@
     python benchmarks/floors.py --data FOLDER --out benchmarks/results/floors.json [NAME ...]
 
 NAME is a data folder (amazon-beauty, ml-100k, ...); all by default. Parameters are chosen on
-validation anew. A file that is already there keeps the rows that are not measured again.
+validation anew. A file that is already there keeps the rows that are not measured again; with
+--missing only rows that it lacks are measured.
 """
 
 import argparse
@@ -33,6 +34,7 @@ class Row(NamedTuple):
     metrics: tuple[str, ...] = ORDERED
     part: str | None = None
     mask: bool = True
+    select_mask: bool = True
     cold_only: bool = False
     posters: bool = False  # items with a poster, then the 5-core
 
@@ -93,6 +95,7 @@ ROWS = (
         },
         FIRST,
         mask=False,
+        select_mask=False,
     ),
     Row(
         "amazon-instruments",
@@ -274,6 +277,7 @@ def measure(row: Row, root: Path) -> dict[str, Any]:
         ks=(1, 5, 10, 20),
         floors=tuple(row.expected),
         mask=row.mask,
+        select_mask=row.select_mask,
         test_candidates=cold,
     )
     return {
@@ -320,18 +324,24 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="data folders; all by default")
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--missing", action="store_true", help="only rows the file lacks")
     args = parser.parse_args()
     known = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
     for row in ROWS:
-        if args.names and row.data not in args.names:
+        others = [old for old in known if any(old[k] != v for k, v in _identity(row).items())]
+        there = len(others) < len(known)
+        if (args.names and row.data not in args.names) or (args.missing and there):
             continue
         entry = measure(row, args.data)
-        same = _identity(row)
-        known = [old for old in known if any(old[k] != v for k, v in same.items())] + [entry]
-        print({k: v for k, v in entry.items() if k not in ("floors", "split_hash")})
-        for name, floor in entry["floors"].items():
-            print(_line(name, floor, row.metrics), flush=True)
+        known = [*others, entry]
+        _print(row, entry)
         write(args.out, known)
+
+
+def _print(row: Row, entry: dict[str, Any]) -> None:
+    print({k: v for k, v in entry.items() if k not in ("floors", "split_hash")})
+    for name, floor in entry["floors"].items():
+        print(_line(name, floor, row.metrics), flush=True)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:

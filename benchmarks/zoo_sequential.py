@@ -67,15 +67,11 @@ def train(run: Run, args) -> tuple[object, dict[str, float]]:
     }
 
 
-def recommend(run: Run, params, args) -> None:
+def recommend(run: Run, top, index, params, args) -> None:
     """Top-k of every test user, the history masked, brought to the host."""
-    top = jax.jit(run.recommender.recommend, static_argnums=3)
-    index = jax.jit(run.recommender.index)(params, run.catalogue)
-    pending = [
-        top(params, index, batch, args.k)
-        for batch in event_batches(run.split.test, args.length, run.settings.evaluate_batch)
-    ]
-    jax.device_get(pending)
+    batches = event_batches(run.split.test, args.length, run.settings.evaluate_batch)
+    catalogue_index = index(params, run.catalogue)
+    jax.device_get([top(params, catalogue_index, batch, args.k) for batch in batches])
 
 
 def metrics(run: Run, params, args) -> dict[str, float]:
@@ -99,7 +95,9 @@ def main() -> None:
         state, result = train(run, args)
         result |= {"name": "zoo", "rows": run.settings.batch, "peak_train_mib": harness.peak_mib()}
         users = len(data.split.test)
-        _, seconds = timed(recommend, run, state.params, args)
+        top = jax.jit(run.recommender.recommend, static_argnums=3)
+        index = jax.jit(run.recommender.index)
+        _, seconds = timed(recommend, run, top, index, state.params, args)
         result["recommend_users_per_s"] = users / seconds
         found, seconds = timed(metrics, run, state.params, args)
         result["evaluate_users_per_s"] = users / seconds
