@@ -1,0 +1,302 @@
+"""The evaluation protocol: full ranking of every event, exact under ties, by stratum.
+
+Every candidate competes; an event's history is masked unless asked otherwise. A model is asked
+for scores and never sees the positives. Counts come from the device, metrics are float64 on the
+host, so the result depends on neither batch nor chunk nor mesh.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from zoo.mesh import path_name, shard_batch
+from zoo.metrics import Summary, ranking_metrics, summary
+from zoo.recommender import Catalogue, Index, Params, Recommender
+from zoo.retrieval import Ranks, count_ranks, refuse_nan
+
+HOST_ONLY = ("weight", "event", "positives")  # keys of a batch that no model may see
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked, and where the positives came out; n events, p positives at most."""
+
+    event: np.ndarray  # int n: its number in the split
+    positives: np.ndarray  # int n p, 0 = none
+    history: np.ndarray  # int n: items in the past
+    count: np.ndarray  # float n p: the positive's train count
+    greater: np.ndarray  # int n p
+    equal: np.ndarray  # int n p
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool n p: which places hold a positive."""
+        return self.positives > 0
+
+
+Strata = Mapping[str, np.ndarray]  # name -> bool [n] or, by positive, [n,p]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Means over events, and what they are made of."""
+
+    metrics: dict[str, float]  # recall@10: mean over events
+    per_event: dict[str, np.ndarray]  # float64 n, in the order of `asked.event`
+    n_events: int
+    strata: dict[str, dict[str, float]]  # name -> {events: how many, recall@10: ...}
+    asked: Asked
+
+    def interval(self, name: str, draws: int = 1000, seed: int = 0) -> Summary:
+        """Mean and 95 % bootstrap interval of a metric."""
+        if name not in self.per_event:
+            raise ValueError(f"no metric '{name}' here; there are {', '.join(self.per_event)}.")
+        return summary(self.per_event[name], draws=draws, seed=seed)
+
+
+def target_count_and_length(asked: Asked) -> Strata:
+    """The built-in strata: train count of the target, and length of the history."""
+    c, h = asked.count, asked.history
+    return {
+        "target count 0": c == 0,
+        "target count 1-5": (c >= 1) & (c <= 5),
+        "target count 6-20": (c > 5) & (c <= 20),
+        "target count >20": c > 20,
+        "history <=5": h <= 5,
+        "history 6-9": (h > 5) & (h <= 9),
+        "history >=10": h > 9,
+    }
+
+
+def evaluate(
+    recommender: Recommender,
+    params: Params,
+    catalogue: Catalogue,
+    batches: Iterable[dict[str, np.ndarray]],
+    ks: Sequence[int] = (5, 10, 20),
+    mask: bool = True,
+    strata: Callable[[Asked], Strata] | Strata | None = target_count_and_length,
+    index: Index | None = None,
+    mesh: Mesh | None = None,
+    candidates: np.ndarray | None = None,  # bool n
+    chunk: int | None = None,
+) -> Result:
+    """Rank every positive of every event among all candidates.
+
+    batches: EVENT_KEYS with `positives` [b,p] and, if known, `weight` [b] (0: filling) and
+    `event` [b] (its number: the result is in that order). A few shapes, each compiled once.
+    mask: whether `exclude` leaves the ranking. strata: named subsets of events, or of positives
+    (then the others of the event are ignored); arrays follow the order of the result.
+    candidates: who competes, all valid items if None; the model's view of items is unchanged.
+    mesh: batches go to it with rows over 'data'.
+
+    Raises ValueError for an event without positive, a positive that is no candidate or that the
+    mask removes; FloatingPointError for NaN in the index or in a positive's score.
+    """
+    if index is None:
+        index = _index(recommender, params, catalogue)
+    _refuse_nan_index(index)
+    valid = np.array(index["valid"])
+    if candidates is not None:
+        valid &= np.asarray(candidates, bool)
+    valid[0] = False
+    rows, pending = [], None
+    for batch in batches:
+        counted = _dispatch(recommender, params, index, valid, batch, mask, mesh, chunk)
+        if pending is not None:
+            rows.append(_read(*pending, valid, mask))
+        pending = (batch, counted)
+    if pending is not None:
+        rows.append(_read(*pending, valid, mask))
+    return _result(_asked(rows, catalogue), ks, strata)
+
+
+@partial(jax.jit, static_argnums=0)
+def _index(recommender: Recommender, params: Params, catalogue: Catalogue) -> Index:
+    return recommender.index(params, catalogue)
+
+
+def _refuse_nan_index(index: Index) -> None:
+    for path, bad in jax.tree_util.tree_leaves_with_path(_nan_leaves(index)):
+        if bad:
+            raise FloatingPointError(
+                f"the index holds NaN in '{path_name(path)}': the item representation is broken "
+                "(look at the parameters, then at the content features)."
+            )
+
+
+@jax.jit
+def _nan_leaves(index: Index) -> Any:
+    return jax.tree.map(
+        lambda x: jnp.isnan(x).any() if jnp.issubdtype(x.dtype, jnp.inexact) else False, index
+    )
+
+
+def _dispatch(recommender, params, index, valid, batch, mask, mesh, chunk) -> Ranks:
+    shown = {k: v for k, v in batch.items() if k not in HOST_ONLY}
+    positives = batch["positives"]
+    exclude = batch.get("exclude") if mask else None
+    if mesh is not None:
+        asked = {"positives": positives} | ({} if exclude is None else {"exclude": exclude})
+        asked, shown = shard_batch(asked, mesh), shard_batch(shown, mesh)
+        positives, exclude = asked["positives"], asked.get("exclude")
+    return _count(recommender, chunk, params, index, valid, shown, positives, exclude)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _count(recommender, chunk, params, index, valid, batch, positives, exclude) -> Ranks:
+    query = recommender.encode(params, index, batch)
+    match = partial(recommender.match, params, index, query)
+    return count_ranks(match, len(valid), positives, valid, exclude, chunk)
+
+
+def _read(batch: dict, ranks: Ranks, valid: np.ndarray, mask: bool) -> dict[str, np.ndarray]:
+    """One batch on the host, checked, without the rows that only fill it."""
+    kept = np.ones(len(batch["positives"]), bool)
+    if "weight" in batch:
+        kept = np.asarray(batch["weight"]) > 0
+    row = {
+        "positives": np.asarray(batch["positives"])[kept],
+        "history": _history(batch)[kept],
+        **{name: np.asarray(x)[kept] for name, x in ranks._asdict().items()},
+    }
+    row["event"] = np.asarray(batch["event"])[kept] if "event" in batch else None
+    exclude = np.asarray(batch["exclude"])[kept] if mask and "exclude" in batch else None
+    _check_positives(row, exclude, valid)
+    return row
+
+
+def _history(batch: dict) -> np.ndarray:
+    """Items in the past: `exclude` lists them all, unless the loader left it empty."""
+    listed = np.count_nonzero(batch["exclude"], axis=1) if "exclude" in batch else 0
+    seen = np.count_nonzero(batch["items"], axis=1) if "items" in batch else 0
+    return np.maximum(listed, seen) + np.zeros(len(batch["positives"]), int)
+
+
+def _check_positives(row: dict, exclude: np.ndarray | None, valid: np.ndarray) -> None:
+    positives, place = row["positives"], row["event"]
+    empty = np.flatnonzero(~np.any(positives > 0, axis=1))
+    bad = np.argwhere((positives > 0) & ~np.isfinite(row["scores"]))
+    if not len(empty) and not len(bad):
+        return
+    r = int(empty[0]) if len(empty) else int(bad[0, 0])
+    who = f"row {r} of a batch" if place is None else f"event {place[r]}"
+    if len(empty):
+        raise ValueError(f"{who} has no positive: it cannot be ranked. Leave it out of the split.")
+    item = int(positives[r, bad[0, 1]])
+    if not 0 < item < len(valid) or not valid[item]:
+        raise ValueError(
+            f"{who} asks for item {item}, which is no candidate: the catalogue has {len(valid)} "
+            f"rows and {valid.sum()} candidates. Restrict the events, or widen the candidates."
+        )
+    if exclude is not None and item in exclude[r]:
+        raise ValueError(
+            f"{who} asks for item {item}, which its own history masks. The split leaks, or items "
+            "repeat in this data: then evaluate with mask=False."
+        )
+    raise FloatingPointError(
+        f"{who}: its positive, item {item}, scores {row['scores'][r, bad[0, 1]]}; expected a "
+        "finite number. Look at the query and at the item's vector."
+    )
+
+
+def _asked(rows: list[dict], catalogue: Catalogue) -> Asked:
+    rows = [row for row in rows if len(row["positives"])]
+    if not rows:
+        raise ValueError("no event to evaluate: the batches are empty or all of weight 0.")
+    width = max(row["positives"].shape[1] for row in rows)
+
+    def column(name: str) -> np.ndarray:
+        grown = [np.pad(r[name], ((0, 0), (0, width - r[name].shape[1]))) for r in rows]
+        return np.concatenate(grown)
+
+    positives = column("positives")
+    popularity = np.asarray(catalogue["popularity"])
+    numbered = all(row["event"] is not None for row in rows)
+    event = [row["event"] for row in rows] if numbered else [np.arange(len(positives))]
+    event = np.concatenate(event)
+    history = np.concatenate([row["history"] for row in rows])
+    order = np.argsort(event, kind="stable")
+    columns = (positives, history, popularity[positives], column("greater"), column("equal"))
+    return Asked(event[order], *(x[order] for x in columns))
+
+
+def _result(asked: Asked, ks: Sequence[int], strata) -> Result:
+    per_event = ranking_metrics(asked.greater, asked.equal, asked.mask, ks)
+    if callable(strata):
+        strata = strata(asked)
+    rows = {name: _stratum(asked, which, ks) for name, which in (strata or {}).items()}
+    return Result(_means(per_event), per_event, len(asked.event), rows, asked)
+
+
+def _means(per_event: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(np.mean(values)) for name, values in per_event.items()}
+
+
+def _stratum(asked: Asked, which: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
+    """Metrics of the positives in a stratum, over the events that have one there."""
+    which = np.asarray(which, bool)
+    mask = asked.mask & (which[:, None] if which.ndim == 1 else which)
+    rows = mask.any(axis=1)
+    if not rows.any():
+        return {"events": 0}
+    found = ranking_metrics(asked.greater[rows], asked.equal[rows], mask[rows], ks)
+    return {"events": int(rows.sum()), **_means(found)}
+
+
+def top_lists(
+    recommender: Recommender,
+    params: Params,
+    catalogue: Catalogue,
+    batches: Iterable[dict[str, np.ndarray]],
+    k: int = 20,
+    index: Index | None = None,
+) -> np.ndarray:
+    """The k best items of every event, int32 [n,k], for metrics.list_metrics."""
+    if index is None:
+        index = _index(recommender, params, catalogue)
+    lists = []
+    for batch in batches:
+        shown = {key: v for key, v in batch.items() if key not in HOST_ONLY}
+        items, scores = _recommend(recommender, k, params, index, shown)
+        refuse_nan(scores)
+        kept = np.asarray(batch["weight"]) > 0 if "weight" in batch else slice(None)
+        lists.append(np.asarray(items)[kept])
+    return np.concatenate(lists)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _recommend(recommender, k, params, index, batch):
+    return recommender.recommend(params, index, batch, k)
+
+
+def knock_out(catalogue: Catalogue, modality: str, how: str = "zero", seed: int = 0) -> Catalogue:
+    """The catalogue without what a modality says: what does the model lose, untrained for it?
+
+    how `zero`: features 0 and absent everywhere; `permute`: features, with their presence, dealt
+    anew among the valid items. Raises ValueError for an unknown modality or way.
+    """
+    features = catalogue.get("features", {})
+    if modality not in features:
+        raise ValueError(f"no modality '{modality}' to knock out; there are {sorted(features)}.")
+    x, here = np.asarray(features[modality]), np.asarray(catalogue["present"][modality])
+    if how == "zero":
+        x, here = np.zeros_like(x), np.zeros_like(here)
+    elif how == "permute":
+        ids = np.flatnonzero(np.asarray(catalogue["valid"]))
+        order = np.arange(len(x))
+        order[ids] = np.random.default_rng(seed).permutation(ids)
+        x, here = x[order], here[order]
+    else:
+        raise ValueError(f"how is '{how}'; expected 'zero' or 'permute'.")
+    return {
+        **catalogue,
+        "features": {**features, modality: x},
+        "present": {**catalogue["present"], modality: here},
+    }
