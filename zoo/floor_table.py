@@ -32,7 +32,7 @@ class World:
     valid: Any
     candidates: np.ndarray | None
     ordered: bool
-    mask: bool
+    mask: bool  # in the validation that chooses
     content: dict[str, Callable[[], sp.csr_array]]
     memory: dict = field(default_factory=dict)
 
@@ -203,20 +203,22 @@ def floor_table(
     ks: tuple[int, ...] = (5, 10, 20),
     floors: tuple[str, ...] | None = None,
     mask: bool = True,
+    select_mask: bool = True,
     test_candidates: np.ndarray | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Every floor of a split: {name: {metrics, validation, chosen, seconds, cpu_seconds}}.
 
     words: rows of distinct word ids for items 0..n_items, or None. features {m: float [n,f]},
     present {m: bool [n]}: content vectors. `floors` names a selection (all but
-    'popularity-leaky' by default); `mask=False` leaves the history in the ranking, in selection
-    too. `test_candidates` bool [n_items+1]: who competes at test, where that differs from
+    'popularity-leaky' by default). `mask=False` leaves the history in the ranking and is a second
+    reading of the same floors; `select_mask=False` does so in the validation that chooses.
+    `test_candidates` bool [n_items+1]: who competes at test, where that differs from
     validation (cold items only). Validation metrics are over all validation events. What cannot
     be measured stands under 'missing' with the reason. Raises ValueError on an unknown name.
     """
     content = _content(split.ordered, n_items, words, features, present)
     train = split.train.values, split.train.offsets, n_items + 1
-    world = World(*train, split.valid, split.candidates, split.ordered, mask, content)
+    world = World(*train, split.valid, split.candidates, split.ordered, select_mask, content)
     makers = _floors(world) | {"popularity-leaky": lambda world: _leaky(world, split.test)}
     missing = {} if words is not None else _no_text(world)
     default = tuple(name for name in makers if name != "popularity-leaky")
@@ -229,16 +231,16 @@ def floor_table(
                 f"there are {', '.join(makers)}."
             )
         if name not in missing:
-            table[name] = _entry(world, makers[name], split.test, at_test, ks)
+            table[name] = _entry(world, makers[name], split.test, at_test, ks, mask)
     return table | ({"missing": missing} if missing else {})
 
 
-def _entry(world: World, make: Callable, test: Any, candidates, ks) -> dict[str, Any]:
+def _entry(world: World, make: Callable, test: Any, candidates, ks, mask) -> dict[str, Any]:
     wall, cpu = time.perf_counter(), time.process_time()
     scorer, chosen = make(world)
     return dict(
-        metrics=measure(scorer, test, ks, world.mask, candidates),
-        validation=measure(scorer, world.valid, ks, world.mask, world.candidates),
+        metrics=measure(scorer, test, ks, mask, candidates),
+        validation=measure(scorer, world.valid, ks, mask, world.candidates),
         chosen=chosen,
         seconds=time.perf_counter() - wall,
         cpu_seconds=time.process_time() - cpu,

@@ -179,15 +179,9 @@ def _largest(scores: np.ndarray, k: int) -> sp.csr_array:
     least = np.partition(scores, -k, axis=1)[:, -k]
     rows, columns = np.nonzero(scores >= np.maximum(least, np.finfo(np.float32).tiny)[:, None])
     values = scores[rows, columns].astype(np.float64)
-    return _first_of_rows(rows, columns, values, k, scores.shape)
-
-
-def _first_of_rows(rows, columns, values, k: int, shape: tuple[int, int]) -> sp.csr_array:
-    order = np.lexsort((columns, -values, rows))
-    rows, columns, values = rows[order], columns[order], values[order]
-    starts = np.searchsorted(rows, np.arange(shape[0]))
-    kept = np.arange(len(rows)) - starts[rows] < k
-    return sp.csr_array((values[kept], (rows[kept], columns[kept])), shape=shape)
+    order = np.lexsort((columns, -values, rows))  # ties of the k-th may stand in for more than k
+    kept = order[np.arange(len(rows)) - np.searchsorted(rows, rows) < k]
+    return sp.csr_array((values[kept], (rows[kept], columns[kept])), shape=scores.shape)
 
 
 def content_parts(graph: sp.csr_array, content: sp.csr_array) -> list[sp.csr_array]:
@@ -203,16 +197,19 @@ def fuse_content(graph: sp.csr_array, content: sp.csr_array, g: float, h: float)
 
 
 def ell(matrix: sp.csr_array, keep: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `keep` largest of each row: ids int32 [n,keep], weights float32; 0 and 0 behind them."""
-    coo = matrix.tocoo()
-    best = _first_of_rows(coo.row, coo.col, coo.data, keep, matrix.shape)
-    best.sort_indices()
-    place = np.arange(best.nnz) - np.repeat(best.indptr[:-1], np.diff(best.indptr))
-    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(best.indptr))
-    ids = np.zeros((matrix.shape[0], keep), np.int32)
-    weights = np.zeros((matrix.shape[0], keep), np.float32)
-    ids[rows, place] = best.indices
-    weights[rows, place] = best.data
+    """The `keep` largest positive entries of each row: ids int32 [n,keep], weights float32.
+
+    0 and 0 stand behind them. Ties at the border go to the smaller id.
+    """
+    n = matrix.shape[0]
+    best = sp.vstack(
+        [_largest(matrix[at : at + 64].toarray(), keep) for at in range(0, n, 64)], format="csr"
+    )
+    lengths = np.diff(best.indptr)
+    rows, place = np.repeat(np.arange(n), lengths), np.arange(best.nnz)
+    place = place - np.repeat(best.indptr[:-1], lengths)
+    ids, weights = np.zeros((n, keep), np.int32), np.zeros((n, keep), np.float32)
+    ids[rows, place], weights[rows, place] = best.indices, best.data
     return ids, weights
 
 
