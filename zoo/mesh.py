@@ -112,8 +112,8 @@ def _fit(name: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> P:
     if len(shape) < len(spec):
         return P()
     lead = len(shape) - len(spec)
-    axes = (_axis(name, n, axis, mesh) for n, axis in zip(shape[lead:], spec, strict=True))
-    return P(*[None] * lead, *axes)
+    axes = [_axis(name, n, axis, mesh) for n, axis in zip(shape[lead:], spec, strict=True)]
+    return P(*[None] * lead, *axes) if any(axes) else P()
 
 
 def _axis(name: str, size: int, axis: str | tuple[str, ...] | None, mesh: Mesh):
