@@ -99,8 +99,8 @@ def decode_images(
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # convert() would clip 16-bit grey to white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip to white
+        image = Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
