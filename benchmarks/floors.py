@@ -258,8 +258,8 @@ ROWS = (
 )
 
 
-def measure(row: Row, root: Path) -> dict[str, Any]:
-    """One entry of the result file."""
+def measure(row: Row, root: Path, fixed: dict[str, dict] | None = None) -> dict[str, Any]:
+    """One entry of the result file; `fixed` parameters are not chosen again."""
     data = sources.load(root / row.data, row.part)
     if row.posters:
         data = interactions.k_core(interactions.filter_items(data, data.present["image"]))
@@ -279,6 +279,7 @@ def measure(row: Row, root: Path) -> dict[str, Any]:
         mask=row.mask,
         select_mask=row.select_mask,
         test_candidates=cold,
+        fixed=fixed,
     )
     return {
         **_identity(row),
@@ -332,10 +333,21 @@ def main() -> None:
         there = len(others) < len(known)
         if (args.names and row.data not in args.names) or (args.missing and there):
             continue
-        entry = measure(row, args.data)
+        entry = measure(row, args.data, chosen_before(row, others))
         known = [*others, entry]
         _print(row, entry)
         write(args.out, known)
+
+
+def chosen_before(row: Row, rows: list[dict[str, Any]]) -> dict[str, dict]:
+    """For second readings (unmasked, cold items): what leave-one-out, masked, has chosen."""
+    if row.split != "cold-items" and (row.mask or not row.select_mask):
+        return {}
+    first = _identity(row._replace(split="leave-one-out", mask=True, cold_only=False))
+    found = [old for old in rows if all(old[k] == v for k, v in first.items())]
+    if not found:
+        raise SystemExit(f"measure leave-one-out on {row.data} first: its parameters are taken.")
+    return {name: floor["chosen"] for name, floor in found[0]["floors"].items()}
 
 
 def _print(row: Row, entry: dict[str, Any]) -> None:

@@ -354,6 +354,22 @@ def test_fewer_candidates_leave_fewer_rivals():
     assert everything["validation"] == fewest["validation"]
 
 
+def test_fixed_parameters_are_taken_and_give_the_same_figures():
+    rows, text = long_world()
+    names = ("sr-graph", "text-knn", "sr-graph+text", "ease")
+    one = floor_table(loo(rows), 20, words=text, floors=names)
+    fixed = {name: entry["chosen"] for name, entry in one.items()}
+    two = floor_table(loo(rows), 20, words=text, floors=names, fixed=fixed)
+    for name in names:
+        assert two[name]["chosen"] == fixed[name]
+        assert two[name]["metrics"] == one[name]["metrics"]
+    assert [one[name]["grid_points"] for name in names] == [36, 1, 9, 6]
+    assert [two[name]["grid_points"] for name in names] == [1, 1, 1, 1]
+    fixed["sr-graph+text"] = fixed["sr-graph+text"] | {"g": 3.0}
+    other = floor_table(loo(rows), 20, words=text, floors=names[2:3], fixed=fixed)
+    assert other["sr-graph+text"]["chosen"]["g"] == 3.0
+
+
 def test_leaky_popularity_is_off_by_default_and_knows_the_answers():
     rows, _ = long_world()
     split = loo(rows)

@@ -95,14 +95,12 @@ def measure_mixes(
 
 
 def _mixed(products: list, mix: tuple[float, ...], prior: np.ndarray, rows: int) -> np.ndarray:
-    """Scores float32 [rows,n]; rounded once, so that what is equal by counts stays equal."""
-    scores = np.zeros((rows, len(prior)), np.float32)
-    if products:
-        total = products[0] * mix[0]
-        for product, weight in zip(products[1:], mix[1:], strict=True):
-            total = total + product * weight if weight else total
-        scores[:] = total
-    return np.add(scores, prior[None], out=scores)
+    """Scores float32 [rows,n]."""
+    scores = np.tile(prior, (rows, 1))
+    for product, weight in zip(products, mix, strict=True):
+        if weight:
+            scores += product if weight == 1 else product * np.float32(weight)
+    return scores
 
 
 def _hide(scores: np.ndarray, hidden: Any, candidates: np.ndarray | None) -> None:
@@ -130,7 +128,8 @@ def tie_counts(scores: np.ndarray, positives: Any) -> np.ndarray:
         )
     found = np.empty((2, len(own)), np.int64)
     for at in range(0, len(own), TILE):
-        some, mine = scores[rows[at : at + TILE]], own[at : at + TILE, None]
+        some = scores if len(own) == len(scores) else scores[rows[at : at + TILE]]
+        mine = own[at : at + TILE, None]
         found[0, at : at + TILE] = np.count_nonzero(some > mine, axis=1)
         found[1, at : at + TILE] = np.count_nonzero(some == mine, axis=1) - 1
     return found

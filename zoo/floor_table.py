@@ -7,7 +7,7 @@ and `test` (each with rows `history` and `positives`), `ordered` and `candidates
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from zoo.models import counting
 
 SMALL = 5000  # items; up to here the ordered grids are coarser: few users cannot tell more
 LARGE = 8000  # items; above, the EASE grid is shorter: one inverse takes most of a minute
-Choice = tuple[Scorer, dict[str, Any]]  # a floor and the parameters that were chosen for it
+Choice = tuple[Scorer, dict[str, Any], int]  # a floor, what was chosen, out of how many
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,13 @@ class World:
     ordered: bool
     mask: bool  # in the validation that chooses
     content: dict[str, Callable[[], sp.csr_array]]
+    fixed: dict[str, dict[str, Any]]  # floor -> parameters that are not to be chosen
     memory: dict = field(default_factory=dict)
+
+    @property
+    def graph(self) -> str:
+        """The graph floor of this kind of data."""
+        return "sr-graph" if self.ordered else "cf-graph"
 
     @property
     def train(self) -> tuple[np.ndarray, np.ndarray, int]:
@@ -76,104 +82,121 @@ class World:
         found = measure_mixes(scorer, mixes, sample, (10, 20), self.mask, self.candidates)
         return [m["ndcg@10" if self.ordered else "recall@20"] for m in found]
 
-    def best(self, choices: Iterable[Choice]) -> Choice:
-        """The choice with the best value; the first of equals. One is held at a time."""
+    def choose(self, name: str, grid: list[dict[str, Any]], build: Callable[..., Scorer]) -> Choice:
+        """The grid point with the best value, the first of equals; one scorer is held at a time."""
+        if name in self.fixed:
+            return build(**self.fixed[name]), self.fixed[name], 1
         best, most = None, -1.0
-        for scorer, chosen in choices:
+        for point in grid:
+            scorer = build(**point)
             (value,) = self.values_of(scorer, [scorer.mix])
             if value > most:
-                best, most = (scorer, chosen), value
+                best, most = (scorer, point, len(grid)), value
         return best
 
 
 # The floors: each takes the world and returns a scorer, its open parameters chosen.
 
 
+def _grid(**axes: tuple) -> list[dict[str, Any]]:
+    return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
+
+
 def _popularity(world: World) -> Choice:
-    return Scorer([], (), world.popularity), {}
+    return Scorer([], (), world.popularity), {}, 1
 
 
 def _markov(world: World) -> Choice:
-    return Scorer([counting.markov_matrix(*world.train)], (1.0,), world.prior, 1), {}
+    return Scorer([counting.markov_matrix(*world.train)], (1.0,), world.prior, 1), {}, 1
 
 
 def _item_knn(world: World) -> Choice:
-    return Scorer([counting.cosine_knn(world.x)], (1.0,), world.prior, 20, 1.0), {}
+    return Scorer([counting.cosine_knn(world.x)], (1.0,), world.prior, 20, 1.0), {}, 1
 
 
 def _knn_markov(world: World) -> Choice:
     both = counting.cosine_knn(world.x) + counting.markov_matrix(*world.train)
-    return Scorer([both], (1.0,), world.prior, 20, 1.0), {}
+    return Scorer([both], (1.0,), world.prior, 20, 1.0), {}, 1
 
 
 def _graph(world: World) -> Choice:
     """SR-graph or CF-graph; chosen once, for itself and for what is mixed with it."""
-    return world.once("graph", lambda: world.best((_sr_grid if world.ordered else _cf_grid)(world)))
+    build = _sr_graph if world.ordered else _cf_graph
+    build = functools.partial(build, world)
+    return world.once("graph", lambda: world.choose(world.graph, _graph_grid(world), build))
 
 
-def _sr_grid(world: World) -> Iterable[Choice]:
+def _graph_grid(world: World) -> list[dict[str, Any]]:
+    if not world.ordered:
+        c = itertools.product((0.0, 0.1, 0.25, 0.4, 0.5), (0.0, 0.1, 0.25))
+        return _grid(c=tuple(c))
     small = world.n <= SMALL
-    alphas = ((0.5, 0.25), (0.5, 0.5), (0.75, 0.25))
-    for window in (5, 20):
-        counts = counting.sequence_counts(*world.train, window)
-        for alpha, symmetry in itertools.product(alphas, (0.3, 1.0) if small else (0.3, 0.6, 1.0)):
-            matrix = counting.sr_matrix(counts, alpha, symmetry)
-            for decay in (0.0, 0.5, 1.0) if small else (0.5, 1.0, 1.5):
-                chosen = dict(window=window, alpha=alpha, symmetry=symmetry, decay=decay)
-                yield Scorer([matrix], (1.0,), world.prior, 30, decay), chosen
+    return _grid(
+        window=(5, 20),
+        alpha=((0.5, 0.25), (0.5, 0.5), (0.75, 0.25)),
+        symmetry=(0.3, 1.0) if small else (0.3, 0.6, 1.0),
+        decay=(0.0, 0.5, 1.0) if small else (0.5, 1.0, 1.5),
+    )
 
 
-def _cf_grid(world: World) -> Iterable[Choice]:
-    counts, degree = counting.cf_counts(world.x), world.popularity.astype(np.float64)
-    for c in itertools.product((0.0, 0.1, 0.25, 0.4, 0.5), (0.0, 0.1, 0.25)):
-        yield Scorer([counting.cf_matrix(counts, degree, c)], (1.0,), world.prior), dict(c=c)
+def _sr_graph(world: World, window: int, alpha, symmetry: float, decay: float) -> Scorer:
+    counts = world.once(f"counts {window}", lambda: counting.sequence_counts(*world.train, window))
+    matrix = counting.sr_matrix(counts, alpha, symmetry)
+    return Scorer([matrix], (1.0,), world.prior, 30, decay)
+
+
+def _cf_graph(world: World, c) -> Scorer:
+    counts = world.once("counts", lambda: counting.cf_counts(world.x))
+    matrix = counting.cf_matrix(counts, world.popularity.astype(np.float64), c)
+    return Scorer([matrix], (1.0,), world.prior)
 
 
 def _ease(world: World) -> Choice:
     """s = x_u B without a prior: EASE has values for all items that share users, below 0 too."""
-    large = (200, 500, 1000)
-    grid = large if world.n > LARGE else (30, 50, 100, *large)
-    x, none = world.x, np.zeros(world.n, np.float32)
-    return world.best(
-        (Scorer([counting.ease_matrix(x, lam)], (1.0,), none), dict(lam=lam, grid=grid))
-        for lam in grid
-    )
+    lams = (200, 500, 1000) if world.n > LARGE else (30, 50, 100, 200, 500, 1000)
+
+    def build(lam: float) -> Scorer:
+        return Scorer([counting.ease_matrix(world.x, lam)], (1.0,), np.zeros(world.n, np.float32))
+
+    return world.choose("ease", _grid(lam=lams), build)
 
 
 def _content_knn(world: World, modality: str) -> Choice:
     """Content neighbours in place of the graph, with the graph's decay."""
-    base, _ = _graph(world) if world.ordered else (Scorer([], (), world.prior), {})
-    chosen = dict(decay=base.decay) if world.ordered else {}
-    return base._replace(parts=[world.content[modality]()], mix=(1.0,)), chosen
+    name, scorer = f"{modality}-knn", Scorer([world.content[modality]()], (1.0,), world.prior)
+    if not world.ordered:
+        return scorer, {}, 1
+    decay = (world.fixed[name] if name in world.fixed else _graph(world)[1])["decay"]
+    return scorer._replace(depth=30, decay=decay), dict(decay=decay), 1
 
 
 def _with_content(world: World, modality: str) -> Choice:
     """The graph mixed with content neighbours: M + g·T̃ + h·(TM + MT)."""
-    base, chosen = _graph(world)
+    base, chosen, _ = _graph(world)
     parts = counting.content_parts(base.parts[0], world.content[modality]())
-    mixes = [(1.0, g, h) for g, h in _content_grid(world)]
-    values = world.values_of(base._replace(parts=parts), mixes)
+    fixed = world.fixed.get(f"{world.graph}+{modality}")
+    mixes = _content_mixes(world) if fixed is None else [(1.0, fixed["g"], fixed["h"])]
+    values = world.values_of(base._replace(parts=parts), mixes) if fixed is None else [0.0]
     mix = mixes[int(np.argmax(values))]
-    return base._replace(parts=parts, mix=mix), chosen | dict(g=mix[1], h=mix[2])
+    return base._replace(parts=parts, mix=mix), chosen | dict(g=mix[1], h=mix[2]), len(mixes)
 
 
-def _content_grid(world: World) -> Iterable[tuple[float, float]]:
+def _content_mixes(world: World) -> list[tuple[float, float, float]]:
+    g = h = (0.0, 0.1, 0.3) if world.n <= SMALL else (0.0, 0.1, 0.3, 1.0)
     if not world.ordered:
-        return itertools.product((0.1, 0.3, 1.0), (0.0, 0.1, 0.3))
-    steps = (0.0, 0.1, 0.3) if world.n <= SMALL else (0.0, 0.1, 0.3, 1.0)
-    return itertools.product(steps, steps)
+        g, h = (0.1, 0.3, 1.0), (0.0, 0.1, 0.3)
+    return list(itertools.product((1.0,), g, h))
 
 
 def _floors(world: World) -> dict[str, Callable[[World], Choice]]:
     """Name -> how to choose it, in the order in which a table prints them."""
-    graph = "sr-graph" if world.ordered else "cf-graph"
     makers = {"popularity": _popularity}
     if world.ordered:
         makers |= {"markov": _markov, "item-knn": _item_knn, "knn+markov": _knn_markov}
-    makers[graph] = _graph
+    makers[world.graph] = _graph
     for m in world.content:
         makers[f"{m}-knn"] = functools.partial(_content_knn, modality=m)
-        makers[f"{graph}+{m}"] = functools.partial(_with_content, modality=m)
+        makers[f"{world.graph}+{m}"] = functools.partial(_with_content, modality=m)
     return makers | {"ease": _ease}
 
 
@@ -205,20 +228,26 @@ def floor_table(
     mask: bool = True,
     select_mask: bool = True,
     test_candidates: np.ndarray | None = None,
+    fixed: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Every floor of a split: {name: {metrics, validation, chosen, seconds, cpu_seconds}}.
+    """Every floor of a split: {name: {metrics, validation, chosen, grid_points, ...}}.
 
     words: rows of distinct word ids for items 0..n_items, or None. features {m: float [n,f]},
     present {m: bool [n]}: content vectors. `floors` names a selection (all but
     'popularity-leaky' by default). `mask=False` leaves the history in the ranking and is a second
     reading of the same floors; `select_mask=False` does so in the validation that chooses.
-    `test_candidates` bool [n_items+1]: who competes at test, where that differs from
-    validation (cold items only). Validation metrics are over all validation events. What cannot
-    be measured stands under 'missing' with the reason. Raises ValueError on an unknown name.
+    `test_candidates` bool [n_items+1]: who competes at test, where that differs from validation
+    (cold items only). `fixed` {floor: chosen} takes parameters from another table instead of
+    choosing; give the graph's for all that is made of it.
+
+    Validation metrics are over all validation events. What cannot be measured stands under
+    'missing' with the reason. Raises ValueError on an unknown name.
     """
     content = _content(split.ordered, n_items, words, features, present)
     train = split.train.values, split.train.offsets, n_items + 1
-    world = World(*train, split.valid, split.candidates, split.ordered, select_mask, content)
+    world = World(
+        *train, split.valid, split.candidates, split.ordered, select_mask, content, fixed or {}
+    )
     makers = _floors(world) | {"popularity-leaky": lambda world: _leaky(world, split.test)}
     missing = {} if words is not None else _no_text(world)
     default = tuple(name for name in makers if name != "popularity-leaky")
@@ -237,11 +266,12 @@ def floor_table(
 
 def _entry(world: World, make: Callable, test: Any, candidates, ks, mask) -> dict[str, Any]:
     wall, cpu = time.perf_counter(), time.process_time()
-    scorer, chosen = make(world)
+    scorer, chosen, points = make(world)
     return dict(
         metrics=measure(scorer, test, ks, mask, candidates),
         validation=measure(scorer, world.valid, ks, mask, world.candidates),
         chosen=chosen,
+        grid_points=points,
         seconds=time.perf_counter() - wall,
         cpu_seconds=time.process_time() - cpu,
     )
@@ -251,10 +281,9 @@ def _leaky(world: World, test: Any) -> Choice:
     """Counts that have seen the answers: proves metric code and data, competes with none."""
     everything = (world.values, world.valid.positives.values, test.positives.values)
     counts = np.bincount(np.concatenate(everything), minlength=world.n)
-    return Scorer([], (), counts.astype(np.float32)), {}
+    return Scorer([], (), counts.astype(np.float32)), {}, 1
 
 
 def _no_text(world: World) -> dict[str, str]:
-    graph = "sr-graph" if world.ordered else "cf-graph"
-    names = [name for name in ("text-knn", f"{graph}+text") if name not in _floors(world)]
+    names = [name for name in ("text-knn", f"{world.graph}+text") if name not in _floors(world)]
     return {name: "the data has no item text" for name in names}

@@ -229,9 +229,15 @@ def history_weights(
 def history_scores(
     parts: list, histories: sp.csr_array, block: int = 64
 ) -> Iterator[tuple[slice, list[np.ndarray]]]:
-    """H M for each matrix M of `parts`, dense [block,n], block by block."""
+    """H M for each matrix M of `parts`, dense float32 [block,n], block by block."""
     for at in range(0, histories.shape[0], block):
         rows = slice(at, min(at + block, histories.shape[0]))
         some = histories[rows]
         products = [some.astype(part.dtype) @ part for part in parts]
-        yield rows, [p.toarray() if sp.issparse(p) else p for p in products]
+        yield rows, [_dense(p) if sp.issparse(p) else p for p in products]
+
+
+def _dense(product: sp.csr_array) -> np.ndarray:
+    """float32; `astype` of the matrix would sort it first."""
+    data = product.data.astype(np.float32)
+    return sp.csr_array((data, product.indices, product.indptr), shape=product.shape).toarray()
