@@ -35,8 +35,7 @@ def _scaled(matrix: sp.csr_array, left: np.ndarray, right: np.ndarray) -> sp.csr
 
 
 def _without_diagonal(matrix: sp.csr_array) -> sp.csr_array:
-    matrix = sp.csr_array(matrix)
-    matrix.setdiag(0.0)
+    matrix = sp.csr_array(matrix - sp.diags_array(matrix.diagonal()))
     matrix.eliminate_zeros()
     return matrix
 
