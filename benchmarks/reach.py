@@ -15,17 +15,27 @@ from pathlib import Path
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
+SLOW_LOSS = {"epochs": 50, "evaluate_every": 170, "patience": 3}
 EXPERIMENTS: dict[str, dict] = {
-    "sasrec-beauty": {"model": "sasrec", "data": "amazon-beauty"},
+    "sasrec-beauty": {"model": "sasrec", "data": "amazon-beauty", "settings": SLOW_LOSS},
     "sasrec-bce-beauty": {
         "model": "sasrec",
         "data": "amazon-beauty",
         "fields": {"objective": "bce"},
-        "settings": {"epochs": 150},
+        "settings": {"epochs": 200, "evaluate_every": 425, "patience": 3},
     },
-    "sasrec-sports": {"model": "sasrec", "data": "amazon-sports"},
-    "esasrec-beauty": {"model": "esasrec", "data": "amazon-beauty"},
-    "esasrec-sports": {"model": "esasrec", "data": "amazon-sports"},
+    "sasrec-sampled-sports": {
+        "model": "sasrec",
+        "data": "amazon-sports",
+        "fields": {"objective": "sampled", "negatives": 1024},
+        "settings": {"epochs": 60, "evaluate_every": 300, "patience": 3},
+    },
+    "esasrec-beauty": {
+        "model": "esasrec",
+        "data": "amazon-beauty",
+        "fields": {"negatives": 1024, "dropout": 0.5},
+        "settings": SLOW_LOSS,
+    },
 }
 
 
