@@ -145,6 +145,13 @@ def test_several_blocks_on_a_sharded_table():
         assert other.metrics == one.metrics
 
 
+def test_rows_cut_in_tiles_change_nothing(monkeypatch):
+    params, catalogue, events = world(p=2)
+    one = ev.evaluate(MODEL, params, catalogue, batches(events))
+    monkeypatch.setattr(ev, "row_tiles", lambda b, n: 4)
+    assert ev.evaluate(MODEL, params, catalogue, batches(events)).metrics == one.metrics
+
+
 def test_one_compile_a_width_and_no_sight_of_the_positives():
     params, catalogue, events = world(seed=7)
     fresh = recommender()

@@ -224,6 +224,19 @@ def test_nan_candidates_never_flatter():
     assert (np.asarray(after.greater)[real] >= 4).all()
 
 
+def test_blocks_cover_every_item_once():
+    for n, b, chunk in ((333, 6, 300), (12160, 512, None), (1_000_000, 128, None), (5, 1, 1)):
+        blocks = np.asarray(retrieval._blocks(n, b, chunk))
+        np.testing.assert_array_equal(blocks.ravel(), np.arange(blocks.size))
+        assert n <= blocks.size < n + 128 * len(blocks) and blocks.shape[1] % 128 == 0
+
+
+def test_row_tiles():
+    assert retrieval.row_tiles(512, 12160) == 2
+    assert retrieval.row_tiles(8, 12160) == retrieval.row_tiles(500, 100) == 1
+    assert retrieval.row_tiles(512, 1_000_000) == 1  # two passes over blocks of items instead
+
+
 def tiny():
     """A user is the mean of the items seen."""
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from zoo.mesh import path_name, shard_batch
 from zoo.metrics import Summary, ranking_metrics, summary
 from zoo.recommender import Catalogue, Index, Params, Recommender
-from zoo.retrieval import Ranks, count_ranks, refuse_nan
+from zoo.retrieval import Ranks, count_ranks, refuse_nan, row_tiles
 
 HOST_ONLY = ("weight", "event", "positives")  # keys of a batch that no model may see
 
@@ -142,18 +142,26 @@ def _dispatch(recommender, params, index, valid, batch, mask, mesh, chunk) -> Ra
     shown = {k: v for k, v in batch.items() if k not in HOST_ONLY}
     positives = batch["positives"]
     exclude = batch.get("exclude") if mask else None
+    tiles = row_tiles(len(positives), len(valid)) if mesh is None and chunk is None else 1
     if mesh is not None:
         asked = {"positives": positives} | ({} if exclude is None else {"exclude": exclude})
         asked, shown = shard_batch(asked, mesh), shard_batch(shown, mesh)
         positives, exclude = asked["positives"], asked.get("exclude")
-    return _count(recommender, chunk, params, index, valid, shown, positives, exclude)
+    return _count(recommender, chunk, tiles, params, index, valid, shown, positives, exclude)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _count(recommender, chunk, params, index, valid, batch, positives, exclude) -> Ranks:
-    query = recommender.encode(params, index, batch)
-    match = partial(recommender.match, params, index, query)
-    return count_ranks(match, len(valid), positives, valid, exclude, chunk)
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _count(recommender, chunk, tiles, params, index, valid, batch, positives, exclude) -> Ranks:
+    def count(rows):
+        query, positives, exclude = rows
+        match = partial(recommender.match, params, index, query)
+        return count_ranks(match, len(valid), positives, valid, exclude, chunk)
+
+    rows = (recommender.encode(params, index, batch), positives, exclude)
+    if tiles == 1:
+        return count(rows)
+    cut = jax.tree.map(lambda x: x.reshape(tiles, -1, *x.shape[1:]), rows)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(count, cut))
 
 
 def _read(batch: dict, ranks: Ranks, valid: np.ndarray, mask: bool) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from zoo.recommender import Recommender
 Array = jax.Array
 Match = Callable[[Array], Array]  # items int32[c] -> scores [b,c]
 
-BLOCK_ELEMENTS = 8_000_000  # scores held at once: 32 MB
+BLOCK_ELEMENTS = 4_000_000  # scores held at once: 16 MB, which the allocator keeps between uses
 LANES = 128  # blocks are whole lanes, so that no item meets a kernel's remainder path
 ROWS = ("data", "model")  # mesh axes that share the rows of a table
 
@@ -62,7 +62,7 @@ def scan_top_k(
     """The k best allowed items of each row: (items int32 [b,k], scores float32 [b,k]).
 
     Places that no candidate fills hold item 0 at -inf. A NaN comes out first, for the host to see
-    (`refuse_nan`). `chunk` is how many items are scored at once; None: about 8M scores.
+    (`refuse_nan`). `chunk` is how many items are scored at once; None: about 4M scores.
     """
     _check(n, valid, k)
     return _best(match, n, k, _without_padding(valid), exclude, b, chunk)
@@ -117,13 +117,30 @@ def count_ranks(
     valid = _without_padding(valid)
     blocks = _blocks(n, len(positives), chunk)
     if len(blocks) == 1:
-        # The barrier keeps the scores from being computed anew, and rounded anew, in each use.
-        scores = lax.optimization_barrier(_masked(match, blocks[0], n, valid, exclude))
+        scores = _masked(match, blocks[0], n, valid, exclude)
+        return _count_once(scores, positives, jnp.any(valid))
+    ranks = _count_twice(match, n, blocks, positives, valid, exclude)
+    return ranks._replace(equal=ranks.equal - ranks.greater - 1)
+
+
+def _count_once(scores: Array, positives: Array, some: Array) -> Ranks:
+    """Ranks from all scores [b,n].
+
+    The branch is a wall: XLA may fuse a match that is no matmul into each use of its scores, and
+    round it there anew; an operand of a branch exists once.
+    """
+
+    def count(scores):
         own = jnp.take_along_axis(scores, positives, axis=1)
         above, level = _count(scores, own)
         return Ranks(above, level - above - 1, own)
-    ranks = _count_twice(match, n, blocks, positives, valid, exclude)
-    return ranks._replace(equal=ranks.equal - ranks.greater - 1)
+
+    return lax.cond(some, count, lambda scores: _nothing(positives), scores)
+
+
+def _nothing(positives: Array) -> Ranks:
+    zero = jnp.zeros(positives.shape, jnp.int32)
+    return Ranks(zero, zero, jnp.full(positives.shape, -jnp.inf))
 
 
 def _count_twice(match, n, blocks, positives, valid, exclude) -> Ranks:
@@ -132,10 +149,9 @@ def _count_twice(match, n, blocks, positives, valid, exclude) -> Ranks:
         scores = _masked(match, items, n, valid, exclude)
         return lax.cond(counting, _tally, partial(_read_own, items, positives), ranks, scores), None
 
-    zero = jnp.zeros(positives.shape, jnp.int32)
-    start = Ranks(zero, zero, jnp.full(positives.shape, -jnp.inf))
     passes = jnp.arange(2 * len(blocks)) >= len(blocks)
-    return lax.scan(step, start, (passes, jnp.concatenate([blocks, blocks])))[0]
+    twice = (passes, jnp.concatenate([blocks, blocks]))
+    return lax.scan(step, _nothing(positives), twice)[0]
 
 
 def _read_own(items: Array, positives: Array, ranks: Ranks, scores: Array) -> Ranks:
@@ -165,8 +181,18 @@ def _count(scores: Array, own: Array) -> tuple[Array, Array]:
 def _blocks(n: int, b: int, chunk: int | None) -> Array:
     """int32 [blocks, c] of consecutive ids from 0; the last block may run past n."""
     most = max(1, BLOCK_ELEMENTS // max(b, 1)) if chunk is None else chunk
-    c = -(-min(most, n) // LANES) * LANES
-    return jnp.arange(-(-n // c) * c, dtype=jnp.int32).reshape(-1, c)
+    blocks = -(-n // most)
+    c = -(-n // (blocks * LANES)) * LANES
+    return jnp.arange(blocks * c, dtype=jnp.int32).reshape(-1, c)
+
+
+def row_tiles(b: int, n: int) -> int:
+    """Into how many equal tiles to cut b rows so that one scores all n items in one block.
+
+    A tile of fewer than 64 rows would read the item matrix more often than two passes do: then 1.
+    """
+    fits = [t for t in range(1, b // 64 + 1) if b % t == 0 and b // t * n <= BLOCK_ELEMENTS]
+    return fits[0] if fits else 1
 
 
 def _masked(match: Match, items: Array, n: int, valid: Array, exclude: Array | None) -> Array:
