@@ -321,3 +321,28 @@ def test_knock_out():
 def test_knock_out_errors_teach(given, message):
     with pytest.raises(ValueError, match=message):
         ev.knock_out(with_image(world()[1]), *given)
+
+
+def popularity():
+    """Everybody gets the train counts."""
+    return scorer(
+        init=lambda key, catalogue, batch: {},
+        loss=lambda params, catalogue, batch, key: (jnp.zeros(()), {}),
+        index=lambda params, catalogue: {k: catalogue[k] for k in ("valid", "popularity")},
+        encode=lambda params, index, batch: jnp.ones((len(batch["items"]), 1)),
+        match=lambda params, index, query, items: query * index["popularity"][items][None, :],
+    )
+
+
+def test_popularity_of_amazon_beauty(real_data):
+    """Published and independently measured: H5/N5/H10/N10/H20/N20, and the size of each stratum."""
+    from pipelines.loader import event_batches
+    from zoo import api
+
+    data = api.load_data(real_data / "amazon-beauty")
+    test = event_batches(data.split.test, 50)
+    result = ev.evaluate(popularity(), {}, data.catalogue(), test)
+    found = [result.metrics[f"{name}@{k}"] for k in (5, 10, 20) for name in ("recall", "ndcg")]
+    assert found == pytest.approx([0.0074, 0.0041, 0.0115, 0.0054, 0.0201, 0.0075], abs=6e-5)
+    events = [row["events"] for row in result.strata.values()]
+    assert events == [138, 6059, 8328, 7838, 11383, 6738, 4242]

@@ -105,15 +105,19 @@ def break_ties(
     Positives of one event with the same g stand in the same tie and get different places.
     """
     places, draw = np.array(greater, np.int64), np.random.default_rng(seed)
-    for row in np.flatnonzero(np.any(mask & (equal > 0), axis=1)):
-        for g in np.unique(greater[row][mask[row] & (equal[row] > 0)]):
-            tied = np.flatnonzero(mask[row] & (greater[row] == g))
-            e, m = int(equal[row, tied[0]]), len(tied)
+    alone = mask & (mask.sum(axis=1) == 1)[:, None]  # one positive an event: no group to look for
+    last = np.where(alone, equal, 0)
+    places += {"sampled": draw.integers(0, last + 1), "optimistic": 0, "pessimistic": last}[how]
+    tied = mask & ~alone & (np.asarray(equal) > 0)
+    for row in np.flatnonzero(tied.any(axis=1)):
+        for g in np.unique(greater[row][tied[row]]):
+            group = np.flatnonzero(tied[row] & (greater[row] == g))
+            e, m = int(equal[row, group[0]]), len(group)
             if how == "sampled":
                 within = draw.choice(e + 1, m, replace=False)
             else:
                 within = np.arange(m) if how == "optimistic" else e - np.arange(m)
-            places[row, tied] += within
+            places[row, group] += within
     return places
 
 
