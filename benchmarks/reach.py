@@ -10,13 +10,25 @@ import os
 import platform
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
-SLOW_LOSS = {"epochs": 50, "evaluate_every": 170, "patience": 3}
+SLOW_LOSS = {"epochs": 40, "rate": 2e-3, "evaluate_every": 170, "patience": 3}
+MOVIES = {
+    "model": "two_tower",
+    "data": "ml-latest-small",
+    "options": {"require": ("image",), "k_core": 5, "split": "global-time"},
+    "settings": {"epochs": 60, "patience": 6},
+}
+TOWERS = {"user": "trunk"}
 EXPERIMENTS: dict[str, dict] = {
+    "towers-id": {**MOVIES, "fields": {**TOWERS, "items": "id"}},
+    "towers-content": {**MOVIES, "fields": {**TOWERS, "items": "content"}},
+    "towers-both": {**MOVIES, "fields": {**TOWERS, "items": "both"}},
+    "towers-shuffled": {**MOVIES, "fields": {**TOWERS, "items": "both"}, "shuffle": True},
     "sasrec-beauty": {"model": "sasrec", "data": "amazon-beauty", "settings": SLOW_LOSS},
     "sasrec-bce-beauty": {
         "model": "sasrec",
@@ -55,12 +67,25 @@ def commit() -> str:
     return run("git", "rev-parse", "--short", "HEAD") + ("+" if dirty else "")
 
 
+def shuffled(data, seed: int):
+    """The same data with every item's content given to another item: the control."""
+    from zoo import api
+
+    data = api.prepare(data, "both")
+    n = data.dataset.n_items
+    order = np.concatenate([[0], np.random.default_rng(seed).permutation(n) + 1])
+    moved = {k: x[order] for k, x in data.dataset.features.items()}
+    present = {k: x[order] for k, x in data.dataset.present.items()}
+    return replace(data, dataset=replace(data.dataset, features=moved, present=present))
+
+
 def one(experiment: dict, data, seed: int, out: Path | None) -> dict:
     """Train one seed; validation and test metrics, masked and not, with strata."""
     from zoo import api
 
     settings = api.Settings(seed=seed, **experiment.get("settings", {}))
     fields = experiment.get("fields", {})
+    data = shuffled(data, seed) if experiment.get("shuffle") else data
     began = time.monotonic()
 
     def report(step, steps, metrics):

@@ -172,8 +172,15 @@ def test_serving_is_deterministic_and_vmaps(name):
     np.testing.assert_allclose(one_by_one[:, 0], twice[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4)])
-@pytest.mark.parametrize("name,objective", [("sasrec", "ce"), ("two_tower", "mixed")])
+@pytest.mark.parametrize(
+    "name,objective,shape",
+    [
+        ("sasrec", "ce", (8, 1)),
+        ("sasrec", "ce", (4, 2)),
+        ("sasrec", "ce", (2, 4)),
+        ("two_tower", "mixed", (4, 2)),
+    ],
+)
 def test_sharded_equals_one_device(name, objective, shape):
     recommender, params = made(name, objective=objective)
     catalogue, batch, _ = world()

@@ -44,10 +44,14 @@ def make_step(
         (loss, metrics), grads = grad(state.params, catalogue, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
+        metrics = {"loss": loss, "grad_norm": _norm(grads), **metrics}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
+
+
+def _norm(tree: Any) -> jax.Array:
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
 
 
 def train(

@@ -1,0 +1,177 @@
+"""The doors: fit, save, load back, recommend and evaluate, from Python and from the shell."""
+
+import json
+
+import numpy as np
+import pytest
+
+import zoo
+from pipelines.schema import DataError
+from pipelines.sources import from_arrays
+from zoo.cli import main
+
+N_ITEMS = 40
+
+
+def chain(users: int = 150, seed: int = 0) -> dict:
+    """Item i is followed by i+1 nine times in ten: a first-order chain a trunk must learn."""
+    rng = np.random.default_rng(seed)
+    rows = {"users": [], "items": [], "times": []}
+    for user in range(users):
+        item = int(rng.integers(N_ITEMS))
+        seen = [item]
+        for _ in range(rng.integers(5, 12)):
+            item = (item + 1) % N_ITEMS if rng.random() < 0.9 else int(rng.integers(N_ITEMS))
+            if item not in seen:
+                seen.append(item)
+        rows["users"] += [f"u{user}"] * len(seen)
+        rows["items"] += [f"item-{i:02}" for i in seen]
+        rows["times"] += list(range(len(seen)))
+    return rows
+
+
+def data() -> zoo.Data:
+    rows = chain()
+    rng = np.random.default_rng(1)
+    titles = [f"Title {i}" for i in range(N_ITEMS)]
+    dataset = from_arrays(
+        **rows,
+        item_columns={"item_id": [f"item-{i:02}" for i in range(N_ITEMS)], "title": titles},
+        features={"image": rng.normal(size=(N_ITEMS, 6)).astype(np.float32)},
+    )
+    return zoo.load_data(dataset)
+
+
+SETTINGS = zoo.Settings(steps=80, batch=16, rate=1e-2, evaluate_every=40)
+FIELDS = {"width": 16, "layers": 1, "max_len": 16, "dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "chain"
+    fitted, seen = zoo.fit("sasrec", data(), out, SETTINGS, **FIELDS)
+    return out, fitted, seen
+
+
+@pytest.fixture(scope="module")
+def bundle(run):
+    return zoo.from_pretrained(run[0])
+
+
+def test_learns_the_chain_and_reloads_the_same(run, bundle):
+    _, fitted, seen = run
+    fresh = zoo.evaluate((fitted.recommender, fitted.params), seen, max_len=16)
+    loaded = zoo.evaluate(bundle, seen)
+    assert fresh.metrics["recall@5"] > 0.8, "the chain is nine parts in ten predictable"
+    assert loaded.metrics == pytest.approx(fresh.metrics)
+    assert fitted.best["ndcg@10"] == max(row["ndcg@10"] for row in fitted.history)
+
+
+def test_recommends_in_the_users_ids(bundle):
+    first = bundle.recommend(["item-03", "item-04", "item-05"], k=5)
+    assert first[0].item == "item-06" and first[0].title == "Title 6"
+    assert [x.score for x in first] == sorted((x.score for x in first), reverse=True)
+    assert not {x.item for x in first} & {"item-03", "item-04", "item-05"}
+    batch = bundle.recommend_batch([["item-03", "item-04", "item-05"], ["item-20"]], k=5)
+    assert [x.item for x in batch[0]] == [x.item for x in first]
+
+
+def test_history_longer_than_the_positions(bundle):
+    history = [f"item-{i:02}" for i in range(25)]
+    listed = bundle.recommend(history, k=3)
+    assert listed[0].item == "item-25" and not {x.item for x in listed} & set(history)
+
+
+def test_k_may_be_all_that_is_left_and_no_more(bundle):
+    rest = bundle.recommend(["item-00"], k=N_ITEMS - 1)
+    assert len({x.item for x in rest}) == N_ITEMS - 1
+    with pytest.raises(ValueError, match="k is 40; expected 1 to 39"):
+        bundle.recommend(["item-00"], k=N_ITEMS)
+    with pytest.raises(ValueError, match="expected 1 to 39"):
+        bundle.recommend(["item-00"], k=0)
+
+
+def test_bad_histories_are_told(bundle):
+    with pytest.raises(DataError, match="history is empty"):
+        bundle.recommend([])
+    with pytest.raises(DataError, match=r"\['item-99'\] not among the 40 items.*item-"):
+        bundle.recommend(["item-01", "item-99"])
+
+
+def test_a_bundle_refuses_other_items(bundle):
+    rows = chain()
+    other = from_arrays(rows["users"], [f"x{i}" for i in rows["items"]], rows["times"])
+    with pytest.raises(DataError, match="differ first at item 1"):
+        zoo.evaluate(bundle, zoo.load_data(other))
+
+
+def test_repeats_are_dropped_and_said(caplog):
+    rows = chain(users=20)
+    for key in rows:
+        rows[key] = list(rows[key]) + [rows[key][0]]
+    with caplog.at_level("WARNING"):
+        found = zoo.load_data(from_arrays(**rows))
+    assert len(found.dataset.items) == len(rows["items"]) - 1
+    assert "1 repeated" in caplog.text
+
+
+def test_another_models_floor_is_refused():
+    with pytest.raises(ValueError, match="counts instead of training"):
+        zoo.fit("popularity", data())
+
+
+def said(capsys, *argv) -> dict:
+    """Run the command line; standard output must be exactly one JSON object."""
+    assert main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_command_line(run, tmp_path, capsys):
+    out, _, seen = run
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = chain()
+    columns = zip(rows["users"], rows["items"], rows["times"], strict=True)
+    lines = ["user_id,item_id,timestamp", *(f"{u},{i},{t}" for u, i, t in columns)]
+    (folder / "interactions.csv").write_text("\n".join(lines))
+    named = [f"item-{i:02},Title {i}" for i in range(N_ITEMS)]
+    (folder / "items.csv").write_text("\n".join(["item_id,title", *named]))
+    described = said(capsys, "data", "describe", "--data", str(folder))
+    assert described["users"] == 150 and described["items"] == N_ITEMS
+    told = said(capsys, "evaluate", str(out), "--data", str(folder), "--split", "valid")
+    assert told["split"] == "valid" and set(told) >= {"metrics", "strata"}
+    assert told["metrics"]["recall@10"] > 0.8 and told["same_split_as_training"]
+    listed = said(capsys, "recommend", str(out), "--history", "item-03,item-04", "--k", "3")
+    assert len(listed["recommendations"]) == 3
+    assert "sasrec" in said(capsys, "models")["models"]
+    floors = said(capsys, "floors", "--data", str(folder), "--only", "popularity", "markov")
+    assert floors["floors"]["markov"]["metrics"]["recall@10"] > 0.7
+    assert floors["floors"]["popularity"]["metrics"]["recall@10"] < 0.5
+    trained = said(
+        capsys, "train", "sasrec", "--data", str(folder), "--out", str(tmp_path / "run"),
+        "--steps", "4", "--batch", "8", "--model.width", "8", "--objective", "bce",
+    )  # fmt: skip
+    assert trained["steps"] == 4 and len(trained["params_sha256"]) == 64
+    assert {"seconds", "examples_per_second", "best"} <= set(trained)
+
+
+@pytest.mark.parametrize(
+    "argv,told",
+    [
+        (["trian"], "did you mean train"),
+        (["train", "sasrek", "--data", "x", "--out", "y"], "nearest: sasrec"),
+        (["recommend", "no-such-bundle", "--history", "a"], "no-such-bundle"),
+        (["floors", "--data", "/nowhere"], "/nowhere"),
+        (["train", "popularity", "--data", "x", "--out", "y"], "zoo floors"),
+    ],
+)
+def test_mistakes_are_one_clear_message(argv, told, capsys):
+    assert main(argv) == 2
+    text = capsys.readouterr()
+    assert told in text.out + text.err and "Traceback" not in text.err
+
+
+def test_mesh_that_does_not_fit_is_told(capsys, tmp_path):
+    words = ["train", "sasrec", "--data", "x", "--out", str(tmp_path), "--mesh.model", "3"]
+    assert main(words) == 2
+    assert "does not divide the 8 devices" in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""A run killed with SIGKILL at random moments ends bit-equal to one that was left alone."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+STEPS, EVERY = 60, 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A small three-table folder: interactions alone."""
+    rng = np.random.default_rng(0)
+    lines = ["user_id,item_id,timestamp"]
+    for user in range(120):
+        for t, item in enumerate(rng.permutation(80)[: rng.integers(5, 20)]):
+            lines.append(f"u{user},i{item},{1000 + t}")
+    path = tmp_path_factory.mktemp("data")
+    (path / "interactions.csv").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def command(data: Path, out: Path, **options) -> list[str]:
+    told = [f"--{key}={value}" for key, value in {"steps": STEPS, **options}.items()]
+    fixed = ["--batch=4", f"--evaluate-every={EVERY}", "--patience=99", "--model.width=16"]
+    code = "from zoo.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
+    where = ["train", "sasrec", f"--data={data}", f"--out={out}", "--json"]
+    return [sys.executable, "-c", code, *where, *fixed, *told]
+
+
+def evaluations(out: Path) -> int:
+    path = out / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def killed(words: list[str], out: Path, after: int, delay: float) -> bool:
+    """Start, and kill -9 `delay` seconds after `after` evaluations; False if it ended before."""
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and evaluations(out) < after:
+        time.sleep(0.005)
+    time.sleep(delay)
+    alive = process.poll() is None
+    process.send_signal(signal.SIGKILL) if alive else None
+    process.communicate()
+    return alive
+
+
+def finished(words: list[str]) -> dict:
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # exactly one JSON object
+
+
+def test_killed_five_times_ends_bit_equal(folder, tmp_path):
+    whole = finished(command(folder, tmp_path / "whole"))
+    out, dice = tmp_path / "killed", random.Random(7)
+    words = command(folder, out)
+    kills = 0
+    for _ in range(5):
+        seen = evaluations(out)
+        kills += killed(words, out, seen + dice.randint(0, 2), dice.random() * 0.3)
+    broken = finished(words)
+    assert kills >= 3, "the run was over before it could be killed"
+    assert broken["params_sha256"] == whole["params_sha256"]
+    assert broken["best"] == whole["best"] and broken["steps"] == STEPS
+    again = finished(words)  # a finished run is not trained again
+    assert again["params_sha256"] == whole["params_sha256"]
+    assert again["seconds"] == broken["seconds"]
+
+
+def test_another_run_in_the_same_folder_is_refused(folder, tmp_path):
+    finished(command(folder, tmp_path / "run", steps=6))
+    other = command(folder, tmp_path / "run", steps=6, seed=1)
+    done = subprocess.run(other, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "seed is 0 there, 1 here" in done.stderr and "--out" in done.stderr
