@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from zoo import evaluate as ev
 from zoo import metrics
@@ -321,6 +323,27 @@ def test_knock_out():
 def test_knock_out_errors_teach(given, message):
     with pytest.raises(ValueError, match=message):
         ev.knock_out(with_image(world()[1]), *given)
+
+
+def test_knock_out_parameters():
+    params = {"items": {"id": {"table": jnp.ones(3)}}, "trunk": {"table": jnp.ones(2)}}
+    found = ev.knock_out_parameters(params, "items/id/table")
+    assert not found["items"]["id"]["table"].any() and found["trunk"]["table"].all()
+    with pytest.raises(ValueError, match="there are items/id/table, trunk/table"):
+        ev.knock_out_parameters(params, "table")
+
+
+def test_inside_a_training_run_on_a_mesh():
+    """As training calls it: a mesh in force, parameters and catalogue spread, batches not."""
+    params, catalogue, events = world(p=2)
+    params = {"items": {"id": {"table": jnp.pad(params["items"]["id"]["table"], ((0, 4), (0, 0)))}}}
+    catalogue = {name: np.pad(x, (0, 4)) for name, x in catalogue.items()}
+    one = ev.evaluate(MODEL, params, catalogue, batches(events))
+    mesh = make_mesh(4, 2)
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(params, shardings(params, mesh))
+        rows = jax.device_put(catalogue, NamedSharding(mesh, P(("data", "model"))))
+        assert ev.evaluate(MODEL, spread, rows, batches(events)).metrics == one.metrics
 
 
 def popularity():

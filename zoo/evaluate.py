@@ -5,6 +5,7 @@ for scores and never sees the positives. Counts come from the device, metrics ar
 host, so the result depends on neither batch nor chunk nor mesh.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -308,3 +309,17 @@ def knock_out(catalogue: Catalogue, modality: str, how: str = "zero", seed: int 
         "features": {**features, modality: x},
         "present": {**catalogue["present"], modality: here},
     }
+
+
+def knock_out_parameters(params: Params, pattern: str) -> Params:
+    """`params` with every array at 0 whose path matches, such as r"items/id/table" for the IDs.
+
+    Raises ValueError when no path matches the regex in full.
+    """
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    hit = [bool(re.fullmatch(pattern, name)) for name in names]
+    if not any(hit):
+        raise ValueError(f"no parameter matches '{pattern}'; there are {', '.join(names)}.")
+    leaves, tree = jax.tree.flatten(params)
+    zeroed = [jnp.zeros_like(x) if h else x for x, h in zip(leaves, hit, strict=True)]
+    return jax.tree.unflatten(tree, zeroed)
