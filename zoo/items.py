@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from zoo.layers import Table
 
 Array = jax.Array
+# From standardised features to vectors of the size of an ID row (sd 0.02): a usual kernel makes
+# them fifty times as large, which drowns the ID and saturates the softmax at the first step.
+init_content = nn.initializers.variance_scaling(0.02**2, "fan_in", "normal")
 
 
 class Items(nn.Module):
@@ -58,7 +61,7 @@ class Items(nn.Module):
         x = take(catalogue["features"][name]).astype(jnp.float32)
         if self.hidden:
             x = nn.gelu(nn.Dense(self.hidden, name=f"{name}_in")(x))
-        return nn.Dense(self.width, use_bias=False, name=name)(x)
+        return nn.Dense(self.width, use_bias=False, kernel_init=init_content, name=name)(x)
 
     @staticmethod
     def _present(name: str, catalogue: dict, take) -> Array:
