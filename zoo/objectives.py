@@ -65,9 +65,17 @@ class Objective:
 
 def _ce(o: Objective, q, targets, weights, vectors, matrix, catalogue, key) -> Array:
     mesh, table = jax.sharding.get_abstract_mesh(), o.items(matrix())
+    rivals = _rivals(catalogue, targets)
     if mesh.empty or mesh.size == 1:
-        return full_softmax(q, targets, weights, table, catalogue["valid"])
-    return sharded_softmax(q, targets, weights, table, catalogue["valid"], mesh)
+        return full_softmax(q, targets, weights, table, rivals)
+    return sharded_softmax(q, targets, weights, table, rivals, mesh)
+
+
+def _rivals(catalogue, targets) -> Array:
+    """bool[n]: items that training has seen. One it never saw could only ever be a negative:
+    the content map would learn that new items are never taken."""
+    seen = (catalogue["popularity"] > 0).at[targets].set(True)
+    return catalogue["valid"] & seen
 
 
 def _negatives(o: Objective, catalogue, key, shape) -> Array:
