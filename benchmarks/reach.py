@@ -67,6 +67,9 @@ def commit() -> str:
     return run("git", "rev-parse", "--short", "HEAD") + ("+" if dirty else "")
 
 
+COMMIT = commit()  # of the code that is loaded, not of what HEAD is when it ends
+
+
 def shuffled(data, seed: int):
     """The same data with every item's content given to another item: the control."""
     from zoo import api
@@ -108,7 +111,7 @@ def one(experiment: dict, data, seed: int, out: Path | None) -> dict:
         "wall_seconds": time.monotonic() - began,
         "examples_per_second": fitted.examples_per_second,
         "params_sha256": fitted.params_sha256,
-        "commit": commit(),
+        "commit": COMMIT,
     }
 
 

@@ -83,23 +83,24 @@ def _negatives(o: Objective, catalogue, key, shape) -> Array:
 
 
 def _bce(o: Objective, q, targets, weights, vectors, matrix, catalogue, key) -> Array:
-    negative = o.items(vectors(_negatives(o, catalogue, key, targets.shape)))
-    positive = o.items(vectors(targets))
-    scores = (jnp.sum(q * x, axis=-1) for x in (positive, negative))
-    f_p, f_n = scores
-    return losses.bce(f_p, f_n[:, None], weights)
+    ids = _negatives(o, catalogue, key, targets.shape)
+    positive = jnp.sum(q * o.items(vectors(targets)), axis=-1)
+    negative = jnp.sum(q * o.items(vectors(ids)), axis=-1)
+    negative = jnp.where(_seen(catalogue)[ids], negative, -1e9)
+    return losses.bce(positive, negative[:, None], weights)
 
 
 def _shared(o: Objective, q, targets, vectors, catalogue, key) -> tuple[Array, Array, Array]:
-    """Scores of the positive [p], of shared uniform negatives [p,k], and accidental hits [p,k]."""
+    """Scores of the positive [p], of shared uniform negatives [p,k], and which are none [p,k]."""
     ids = _negatives(o, catalogue, key, (o.negatives,))
     positive = jnp.sum(q * o.items(vectors(targets)), axis=-1)
-    return positive, q @ o.items(vectors(ids)).T, ids[None, :] == targets[:, None]
+    hits = (ids[None, :] == targets[:, None]) | ~_seen(catalogue)[ids][None, :]
+    return positive, q @ o.items(vectors(ids)).T, hits
 
 
 def _gbce(o: Objective, q, targets, weights, vectors, matrix, catalogue, key) -> Array:
     positive, negative, hits = _shared(o, q, targets, vectors, catalogue, key)
-    n_items = jnp.sum(catalogue["valid"]).astype(jnp.float32)
+    n_items = jnp.sum(_seen(catalogue)).astype(jnp.float32)
     return losses.gbce(positive, jnp.where(hits, -1e9, negative), weights, n_items, o.t)
 
 
@@ -120,8 +121,9 @@ def _in_batch(o: Objective, q, targets, weights, vectors, matrix, catalogue, key
 
 def _mixed(o: Objective, q, targets, weights, vectors, matrix, catalogue, key) -> Array:
     ids = _negatives(o, catalogue, key, (o.negatives,))
+    ids = jnp.where(_seen(catalogue)[ids], ids, 0)  # 0 is masked
     columns = o.items(vectors(targets))
-    n_items = jnp.sum(catalogue["valid"]).astype(jnp.float32)
+    n_items = jnp.sum(_seen(catalogue)).astype(jnp.float32)
     log_pop = _log_q(catalogue, jnp.concatenate([targets, ids]))
     return losses.mixed_negatives(
         q, columns, targets, o.items(vectors(ids)), ids, log_pop, n_items, weights
