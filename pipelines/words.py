@@ -19,7 +19,8 @@ def words(dataset: Dataset) -> Ragged | None:
 
     Words are `[a-z0-9]+` of HTML-unescaped lower-cased text. Read are the columns title, overview
     and text; `categories` (JSON paths), one token a node; `genres` (split at |), one token each.
-    Without any of the first three: idgenrec_text_id and gram_text_id, split at | and blanks.
+    Without any of the first three: idgenrec_text_id and gram_text_id, lower-cased and split at |
+    and blanks only, because a mark of a word's beginning belongs to its token.
     None where a data set has no such column, or nothing in it. Raises DataError on categories
     that are no JSON list of paths.
     """
@@ -38,8 +39,11 @@ def of_text(text: str) -> list[str]:
 def _item_words(dataset: Dataset, item: int) -> Iterator[str]:
     columns = dataset.columns
     prose = [name for name in PROSE if name in columns]
-    for name in prose or [name for name in KEYWORDS if name in columns]:
+    keywords = [name for name in KEYWORDS if name in columns and not prose]
+    for name in prose:
         yield from of_text(columns[name][item])
+    for name in keywords:
+        yield from columns[name][item].lower().replace("|", " ").split()
     if "categories" in columns:
         yield from _category_tokens(columns["categories"][item], dataset.name, item)
     if "genres" in columns:
