@@ -63,19 +63,15 @@ class Objective:
         return x / self.temperature
 
 
+def _seen(catalogue) -> Array:
+    return catalogue["valid"] & (catalogue["popularity"] > 0)
+
+
 def _ce(o: Objective, q, targets, weights, vectors, matrix, catalogue, key) -> Array:
     mesh, table = jax.sharding.get_abstract_mesh(), o.items(matrix())
-    rivals = _rivals(catalogue, targets)
     if mesh.empty or mesh.size == 1:
-        return full_softmax(q, targets, weights, table, rivals)
-    return sharded_softmax(q, targets, weights, table, rivals, mesh)
-
-
-def _rivals(catalogue, targets) -> Array:
-    """bool[n]: items that training has seen. One it never saw could only ever be a negative:
-    the content map would learn that new items are never taken."""
-    seen = (catalogue["popularity"] > 0).at[targets].set(True)
-    return catalogue["valid"] & seen
+        return full_softmax(q, targets, weights, table, _seen(catalogue))
+    return sharded_softmax(q, targets, weights, table, _seen(catalogue), mesh)
 
 
 def _negatives(o: Objective, catalogue, key, shape) -> Array:
