@@ -17,8 +17,8 @@ import numpy as np
 from pipelines.loader import event_batches
 from pipelines.schema import Events, Split
 from zoo.api import Data, Settings, load_data
-from zoo.evaluate import evaluate
-from zoo.fit import Run
+from zoo.evaluation import evaluate
+from zoo.fitting import Run
 from zoo.mesh import make_mesh
 
 sys.path.append(str(Path(__file__).resolve().parent / "competitors"))

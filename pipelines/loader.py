@@ -89,9 +89,7 @@ def sequence_loader(
     return Loader(pack(split.train, length), batch, seed, **processes)
 
 
-def event_batches(
-    events: Events, length: int, batch: int = 512, mask: bool = True
-) -> Iterator[dict[str, np.ndarray]]:
+def event_batches(events: Events, length: int, batch: int = 512) -> Iterator[dict[str, np.ndarray]]:
     """Batches of EVENT_KEYS, `positives`, `weight`, and `event` (its number in `events`).
 
     Events are taken by length of history and padded to a power of two, so that few shapes are
@@ -103,9 +101,7 @@ def event_batches(
         rows = np.flatnonzero(width == w)
         rows = rows[np.argsort(events.history.lengths[rows], kind="stable")]
         for i in range(0, len(rows), batch):
-            yield _event_batch(
-                events, rows[i : i + batch], min(int(w), length), int(w), batch, p, mask
-            )
+            yield _event_batch(events, rows[i : i + batch], min(int(w), length), int(w), batch, p)
 
 
 def _round_width(lengths: np.ndarray) -> np.ndarray:
@@ -113,11 +109,9 @@ def _round_width(lengths: np.ndarray) -> np.ndarray:
 
 
 def _event_batch(
-    events: Events, rows: np.ndarray, length: int, width: int, batch: int, p: int, mask: bool
+    events: Events, rows: np.ndarray, length: int, width: int, batch: int, p: int
 ) -> dict[str, np.ndarray]:
     out = requests(events.history.take(rows), events.users[rows], length, width)
-    if not mask:
-        out["exclude"] = np.zeros_like(out["exclude"])
     out["positives"] = events.positives.take(rows).padded(p)
     out["event"] = rows.astype(np.int32)
     out["weight"] = np.ones(len(rows), np.float32)
@@ -155,11 +149,17 @@ def catalogue(dataset: Dataset, split: Split, rows: int, user_rows: int) -> dict
         return np.pad(x, ((0, rows - n),) + ((0, 0),) * (x.ndim - 1))
 
     counts = split.train.lengths.astype(np.float32)
-    allowed = np.arange(n) > 0 if split.candidates is None else split.candidates
     return {
-        "valid": grown(allowed),
+        "valid": grown(np.arange(n) > 0),
         "popularity": grown(np.bincount(split.train.values, minlength=n).astype(np.float32)),
         "features": {m: grown(x.astype(np.float32)) for m, x in dataset.features.items()},
         "present": {m: grown(x) for m, x in dataset.present.items() if m in dataset.features},
         "users": np.pad(counts, (0, user_rows - len(counts))),
     }
+
+
+def candidates(split: Split, rows: int) -> np.ndarray | None:
+    """bool [rows]: who competes, where the split names fewer than all items."""
+    if split.candidates is None:
+        return None
+    return np.pad(split.candidates, (0, rows - len(split.candidates)))

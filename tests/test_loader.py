@@ -117,8 +117,7 @@ def test_event_batches_cover_all_events_once():
     assert sorted(seen) == list(range(50))
 
 
-def test_requests_without_mask():
-    events = Events(np.array([1], np.int32), Ragged.of([[4, 5]]), Ragged.of([[6]]))
-    batch = next(event_batches(events, 4, 2, mask=False))
-    assert batch["exclude"].sum() == 0 and batch["items"][0, :2].tolist() == [4, 5]
-    assert requests(events.history, events.users, 4)["exclude"].tolist() == [[4, 5]]
+def test_requests_hold_the_newest_items_and_exclude_all():
+    batch = requests(Ragged.of([[4, 5, 6]]), np.array([1], np.int32), 2)
+    assert batch["items"].tolist() == [[5, 6]] and batch["query"].tolist() == [1]
+    assert batch["exclude"].tolist() == [[4, 5, 6]]

@@ -14,10 +14,10 @@ from checkpoints.bundle import save_bundle
 from pipelines import content, interactions, sources, splits
 from pipelines import loader as loaders
 from pipelines.schema import DataError, Dataset, Split
-from zoo import evaluate as evaluation
+from zoo import evaluation
 from zoo import mesh as meshes
-from zoo.fit import Fitted, Settings
-from zoo.fit import fit as fit_split
+from zoo.fitting import Fitted, Settings
+from zoo.fitting import fit as fit_split
 from zoo.models import build, entry, fields
 from zoo.recommender import Recommender
 from zoo.serve import Pretrained, Recommendation, from_pretrained
@@ -161,8 +161,15 @@ def evaluate(
     if split not in ("valid", "test"):
         raise ValueError(f"split is '{split}'; expected 'valid' or 'test'.")
     events = data.split.valid if split == "valid" else data.split.test
-    batches = loaders.event_batches(events, max_len, batch, mask)
-    return evaluation.evaluate(recommender, params, catalogue, batches, ks=tuple(ks))
+    return evaluation.evaluate(
+        recommender,
+        params,
+        catalogue,
+        loaders.event_batches(events, max_len, batch),
+        ks=tuple(ks),
+        mask=mask,
+        candidates=loaders.candidates(data.split, len(catalogue["valid"])),
+    )
 
 
 def floors(

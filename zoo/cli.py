@@ -108,7 +108,7 @@ class MeshArgs:
 
 def _train_args(model: str) -> type:
     """The options of `zoo train MODEL`: data, settings, mesh and the model's own fields."""
-    from zoo.fit import Settings
+    from zoo.fitting import Settings
     from zoo.models import fields
 
     chosen = [(k, kind, dataclasses.field(default=v)) for k, (kind, v) in fields(model).items()]

@@ -61,6 +61,29 @@ MODELS: dict[str, Entry] = {
         "Yi et al. 2019 (RecSys)",
         "user and item towers over ID and content",
     ),
+    "popularity": _entry("floor", "floors:popularity", "counting", "train counts"),
+    "markov": _entry("floor", "floors:markov", "counting", "what followed the last item"),
+    "item-knn": _entry(
+        "floor", "floors:item_knn", "Sarwar et al. 2001", "cosine of co-occurrence, newest first"
+    ),
+    "sr-graph": _entry(
+        "floor", "floors:sr_graph", "counting", "sequential rules in a window, both ways"
+    ),
+    "sr-graph+text": _entry(
+        "floor", "floors:sr_graph_text", "counting", "sequential rules spread over text neighbours"
+    ),
+    "text-knn": _entry(
+        "floor", "floors:text_knn", "counting", "text neighbours of the newest items"
+    ),
+    "cf-graph": _entry(
+        "floor", "floors:cf_graph", "counting", "degree-normalised co-occurrence of sets"
+    ),
+    "cf-graph+text": _entry(
+        "floor", "floors:cf_graph_text", "counting", "the same spread over text neighbours"
+    ),
+    "ease": _entry(
+        "floor", "floors:ease", "arXiv 1905.03375", "ridge regression of items on items"
+    ),
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zoo import evaluate as ev
+from zoo import evaluation as ev
 from zoo import metrics
 from zoo.mesh import make_mesh, shardings
 from zoo.retrieval import dot_match, scorer

@@ -14,10 +14,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from checkpoints.store import Store, append_metrics, params_sha256, write_run
-from pipelines.loader import event_batches, sequence_loader
+from pipelines.loader import candidates, event_batches, sequence_loader
 from pipelines.schema import Split
 from zoo import mesh as meshes
-from zoo.evaluate import evaluate
+from zoo.evaluation import evaluate
 from zoo.models import build
 from zoo.optim import optimizer
 from zoo.recommender import Recommender
@@ -116,7 +116,10 @@ class Run:
     def validate(self, params: Any) -> dict[str, float]:
         """Full-ranking metrics on the validation events."""
         batches = event_batches(self.split.valid, self.max_len, self.settings.evaluate_batch)
-        return evaluate(self.recommender, params, self.catalogue, batches).metrics
+        allowed = candidates(self.split, len(self.catalogue["valid"]))
+        return evaluate(
+            self.recommender, params, self.catalogue, batches, strata=None, candidates=allowed
+        ).metrics
 
 
 class Progress:
