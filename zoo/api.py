@@ -13,11 +13,13 @@ from jax.sharding import Mesh
 from checkpoints.bundle import save_bundle
 from pipelines import content, interactions, sources, splits
 from pipelines import loader as loaders
-from pipelines.schema import DataError, Dataset, Split
+from pipelines.schema import DataError, Dataset, Ragged, Split
+from pipelines.words import words
 from zoo import evaluation
 from zoo import mesh as meshes
 from zoo.fitting import Fitted, Settings
 from zoo.fitting import fit as fit_split
+from zoo.floor_table import floor_table
 from zoo.models import build, entry, fields
 from zoo.recommender import Recommender
 from zoo.serve import Pretrained, Recommendation, from_pretrained
@@ -66,6 +68,17 @@ class Data:
         rows = meshes.table_rows(self.dataset.n_items, mesh)
         user_rows = meshes.table_rows(self.dataset.n_users, mesh)
         return loaders.catalogue(self.dataset, self.split, rows, user_rows)
+
+    def counted(self, catalogue: dict[str, Any]) -> dict[str, Any]:
+        """`catalogue` with what the floors count: train interactions and the words of items."""
+        train = {"items": self.split.train.values, "users": _rows(self.split.train)}
+        found = words(self.dataset)
+        text = {} if found is None else {"words": {"items": _rows(found), "words": found.values}}
+        return {**catalogue, "train": train, **text}
+
+
+def _rows(ragged: Ragged) -> np.ndarray:
+    return np.repeat(np.arange(len(ragged), dtype=np.int32), ragged.lengths)
 
 
 def load_data(path: str | Path | Dataset, options: DataOptions = DataOptions()) -> Data:
@@ -176,9 +189,6 @@ def floors(
     data: Data | str | Path, names: Sequence[str] | None = None, mask: bool = True
 ) -> dict[str, Any]:
     """The floors on this data: exact counts, open parameters chosen on validation."""
-    from pipelines.words import words
-    from zoo.floor_table import floor_table
-
     data = data if isinstance(data, Data) else load_data(data)
     dataset = data.dataset
     return floor_table(

@@ -1,8 +1,10 @@
 """fuse(a, b): two recommenders as one; a counting model as the prior of a neural one.
 
-Read as a product of experts: exp(a) * (b + epsilon)^weight, so that b's score, a count-like number
->= 0, works as a prior on a's softmax. The weight is chosen on validation; both parts stay as they
-are. Specs: sequential models, section 2, the untested hypothesis.
+`mixture`  softmax(a) + weight * b / sum b    either may vote an item up
+`product`  a + weight * ln(b + epsilon)       b is a prior on a's softmax: both must agree
+
+a's scores are logits, b's count-like numbers >= 0, both over the candidates left by `exclude`. The
+weight is chosen on validation (benchmarks/fusion.py); the parts are trained or counted apart.
 """
 
 import jax
@@ -11,9 +13,20 @@ import jax.numpy as jnp
 from zoo.recommender import Recommender
 from zoo.retrieval import scorer
 
+Array = jax.Array
+WAYS = ("mixture", "product")
 
-def fuse(a: Recommender, b: Recommender, weight: float = 1.0, epsilon: float = 1e-3) -> Recommender:
-    """Score = a + weight * ln(b + epsilon), b's scores >= 0. Parameters: {'a': ..., 'b': ...}."""
+
+def fuse(
+    a: Recommender,
+    b: Recommender,
+    weight: float = 1.0,
+    how: str = "mixture",
+    epsilon: float = 1e-3,
+) -> Recommender:
+    """One recommender of two; parameters {'a': ..., 'b': ...}. Memory of a query: O(n)."""
+    if how not in WAYS:
+        raise ValueError(f"how is '{how}'; expected one of {', '.join(WAYS)}.")
 
     def init(key, catalogue, batch):
         first, second = jax.random.split(key)
@@ -29,15 +42,33 @@ def fuse(a: Recommender, b: Recommender, weight: float = 1.0, epsilon: float = 1
         parts = {"a": a.index(params["a"], catalogue), "b": b.index(params["b"], catalogue)}
         return {**parts, "valid": catalogue["valid"]}
 
+    def scores(part, params, index, batch):
+        name = "a" if part is a else "b"
+        query = part.encode(params[name], index[name], batch)
+        items = jnp.arange(len(index["valid"]))
+        return part.match(params[name], index[name], query, items)
+
     def encode(params, index, batch):
-        return {
-            "a": a.encode(params["a"], index["a"], batch),
-            "b": b.encode(params["b"], index["b"], batch),
-        }
+        logits, counts = (scores(part, params, index, batch) for part in (a, b))
+        counts = jnp.maximum(counts, 0.0)
+        if how == "product":
+            return logits + weight * jnp.log(counts + epsilon)
+        left = _left(index["valid"], batch)
+        chance = jax.nn.softmax(jnp.where(left, logits, -1e9))
+        counts = jnp.where(left, counts, 0.0)
+        total = jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1e-30)
+        return chance + weight * counts / total
 
     def match(params, index, query, items):
-        first = a.match(params["a"], index["a"], query["a"], items)
-        second = b.match(params["b"], index["b"], query["b"], items)
-        return first + weight * jnp.log(jnp.maximum(second, 0.0) + epsilon)
+        if items.ndim == 1:
+            return jnp.take(query, items, axis=1)
+        return jnp.take_along_axis(query, items, axis=1)
 
     return scorer(init, loss, index, encode, match)
+
+
+def _left(valid: Array, batch: dict) -> Array:
+    """bool[b,n]: candidates that the history does not take away."""
+    rows = jnp.arange(len(batch["items"]))[:, None]
+    left = jnp.broadcast_to(valid[None, :], (len(batch["items"]), len(valid)))
+    return left.at[rows, batch["exclude"]].set(False) if "exclude" in batch else left
