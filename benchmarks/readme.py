@@ -56,39 +56,162 @@ def _spread(pair: list[float], seeds: int) -> str:
     return f"{pair[0]:.4f}" if seeds == 1 else f"{pair[0]:.4f} ± {pair[1]:.4f}"
 
 
+def _rows_of_floors() -> list[dict]:
+    told = _load("floors")
+    return told["rows"] if told else []
+
+
+def _best_floor(split_hash: str) -> tuple[str, float]:
+    """Name and ndcg@10 of the best floor on the same split, history masked."""
+    floors = {
+        name: found["metrics"]["ndcg@10"]
+        for row in _rows_of_floors()
+        if row["split_hash"] == split_hash and row["mask"] != "none"
+        for name, found in row["floors"].items()
+        if name != "popularity-leaky"
+    }
+    name = max(floors, key=floors.get)
+    return name, floors[name]
+
+
+def _stratum(row: dict, cold: bool) -> float:
+    """recall@10 over the events whose item training never saw, or over the others."""
+    part = row["strata"]["target count 0"]
+    n0, r0 = part["events"], part.get("recall@10", 0.0)
+    if cold:
+        return r0
+    n = sum(s["events"] for name, s in row["strata"].items() if name.startswith("target"))
+    return (row["test"]["recall@10"] * n - r0 * n0) / (n - n0)
+
+
 def reached() -> str:
     """What the trained models reach: one row an experiment."""
-    head = (
-        "| experiment | recall@10 | ndcg@10 | unmasked | seeds | split | train | commit | command |"
-    )
-    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| experiment | recall@10 | ndcg@10 | unmasked | warm, cold recall@10 | best floor "
+        "| seeds | split | train | commit |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    hardware = set()
     for path in sorted(RESULTS.glob("*.json")):
         told = json.loads(path.read_text())
-        if "rows" not in told or "summary" not in told:
+        if "experiment" not in told:
             continue
+        hardware.add(told["hardware"])
         rows, seeds = told["rows"], len(told["rows"])
         r10, n10 = (_spread(told["summary"][k], seeds) for k in ("recall@10", "ndcg@10"))
         unmasked = sum(r["test_unmasked"]["ndcg@10"] for r in rows) / seeds
+        warm, cold = (sum(_stratum(r, c) for r in rows) / seeds for c in (False, True))
+        name, floor = _best_floor(told["split_hash"])
+        verdict = "**above**" if told["summary"]["ndcg@10"][0] > floor else "below"
         minutes = sum(r["train_seconds"] for r in rows) / seeds / 60
         commits = ", ".join(sorted({r["commit"] for r in rows}))
         lines.append(
-            f"| {path.stem} | {r10} | {n10} | {unmasked:.4f} | {seeds} | "
-            f"`{told['split_hash'][:8]}` | {minutes:.0f} min | {commits} | `{told['command']}` |"
+            f"| {path.stem} | {r10} | {n10} | {unmasked:.4f} | {warm:.4f}, {cold:.4f} | "
+            f"{verdict} {name} {floor:.4f} | {seeds} | `{told['split_hash'][:8]}` | "
+            f"{minutes:.0f} min | {commits} |"
         )
-    return "\n".join(lines)
+    how = "`python benchmarks/reach.py EXPERIMENT --data FOLDER`; " + "; ".join(sorted(hardware))
+    return "\n".join([*lines, "", f"{how}. A + behind a commit: other files were being edited."])
 
 
-BLOCKS = {"tree": tree, "models": models, "reached": reached}
+ORDERED = ("popularity", "markov", "item-knn", "sr-graph", "text-knn", "sr-graph+text", "ease")
+SETS = ("popularity", "cf-graph", "cf-graph+text", "cf-graph+image", "cf-graph+audio", "ease")
+
+
+def _floor_lines(names: tuple[str, ...], metrics: tuple[str, str], splits: tuple[str, ...]):
+    yield f"| {', '.join(metrics)} | split | history | {' | '.join(names)} |"
+    yield "|---|---|---|" + "---|" * len(names)
+    for row in _rows_of_floors():
+        if row["split"] not in splits:
+            continue
+        cells = []
+        for name in names:
+            found = row["floors"].get(name)
+            cells.append(
+                "–" if found is None else ", ".join(f"{found['metrics'][m]:.4f}" for m in metrics)
+            )
+        data = row["data"] + (f" {row['part']}" if row["part"] else "")
+        data += f", {row['candidates']}" if row["candidates"] != "all items" else ""
+        mask = "ranked too" if row["mask"] == "none" else "masked"
+        where = f"{row['split']} `{row['split_hash'][:8]}`"
+        yield f"| {data} | {where} | {mask} | {' | '.join(cells)} |"
+
+
+def floors() -> str:
+    """The floors on every data set."""
+    told = _load("floors")
+    ordered = _floor_lines(
+        ORDERED, ("recall@10", "ndcg@10"), ("leave-one-out", "global-time", "cold-items")
+    )
+    sets = _floor_lines(SETS, ("recall@20", "ndcg@20"), ("labels",))
+    how = f"`{told['command']}`; {told['hardware']}. Parameters are chosen on validation; –: not"
+    return "\n".join([*ordered, "", *sets, "", how + " measured, or not defined for the data."])
+
+
+def fusion() -> str:
+    """Does a counting prior help? SASRec, the floor, and their mixture, seed by seed."""
+    told = _load("fusion-beauty")
+    if told is None:
+        return ""
+    names = ("sasrec", "sr-graph+text", "fusion")
+    lines = ["| amazon-beauty, recall@10, ndcg@10 | " + " | ".join(names) + " | chosen |"]
+    lines += ["|---|" + "---|" * (len(names) + 1)]
+    for seed, row in told["seeds"].items():
+        cells = [
+            f"{row['test'][n]['recall@10']:.4f}, {row['test'][n]['ndcg@10']:.4f}" for n in names
+        ]
+        lines.append(
+            f"| seed {seed} | {' | '.join(cells)} | {row['how']}, weight {row['weight']} |"
+        )
+    return "\n".join([*lines, "", f"`{told['command']}`; commit {told['commit']}."])
+
+
+def speed() -> str:
+    """The SASRec of the zoo beside RecTools' and a plain PyTorch one, alternating in one run."""
+    told = _load("sequential")
+    if told is None:
+        return ""
+    named = {
+        "examples_per_s": "training examples/s",
+        "evaluate_users_per_s": "full ranking with metrics, users/s",
+        "recommend_users_per_s": "top 10, users/s",
+        "peak_mib": "peak memory, MiB",
+    }
+    lines = [
+        "| SASRec, amazon-beauty | loss | zoo | other | ratio (range) |",
+        "|---|---|---|---|---|",
+    ]
+    for row in told["summary"]:
+        for key, words in named.items():
+            x = row[key]
+            low, high = x["range"]
+            lines.append(
+                f"| {words}, beside {row['competitor']} | {row['loss']} | {x['zoo']:,.0f} | "
+                f"{x['competitor']:,.0f} | {x['ratio']:.2f} ({low:.2f} to {high:.2f}) |"
+            )
+    where = told["hardware"]
+    how = f"`{told['command']}`; {where['cpu']}, {where['cores']} cores, Python {where['python']}."
+    return "\n".join([*lines, "", how + " Each competitor runs at the best of its tried settings."])
+
+
+BLOCKS = {
+    "speed": speed,
+    "tree": tree,
+    "models": models,
+    "reached": reached,
+    "fusion": fusion,
+    "floors": floors,
+}
 
 
 def written(text: str) -> str:
     """README text with every block made anew."""
     for name, make in BLOCKS.items():
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         if not re.search(pattern, text, re.S):
             raise SystemExit(f"README.md has no block '{name}': <!-- {name} --> ... <!-- end -->")
         body = make()
-        text = re.sub(pattern, lambda m, body=body: m[1] + body + m[2], text, flags=re.S)
+        text = re.sub(pattern, lambda m, body=body: f"{m[1]}{body}\n{m[2]}", text, flags=re.S)
     return text
 
 

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from zoo import evaluation as ev
-from zoo import metrics
+from zoo import knockout, metrics
 from zoo.mesh import make_mesh, shardings
 from zoo.retrieval import dot_match, scorer
 
@@ -303,9 +303,9 @@ def test_knock_out():
         catalogue["present"]["image"],
         catalogue["valid"],
     )
-    zero = ev.knock_out(catalogue, "image")
+    zero = knockout.knock_out(catalogue, "image")
     assert not zero["features"]["image"].any() and not zero["present"]["image"].any()
-    dealt = ev.knock_out(catalogue, "image", "permute", seed=1)
+    dealt = knockout.knock_out(catalogue, "image", "permute", seed=1)
     moved, moved_here = dealt["features"]["image"], dealt["present"]["image"]
     assert (moved[valid] != x[valid]).any() and not moved[~valid].any()
     np.testing.assert_array_equal(np.sort(moved, axis=0), np.sort(x, axis=0))
@@ -322,15 +322,15 @@ def test_knock_out():
 )
 def test_knock_out_errors_teach(given, message):
     with pytest.raises(ValueError, match=message):
-        ev.knock_out(with_image(world()[1]), *given)
+        knockout.knock_out(with_image(world()[1]), *given)
 
 
 def test_knock_out_parameters():
     params = {"items": {"id": {"table": jnp.ones(3)}}, "trunk": {"table": jnp.ones(2)}}
-    found = ev.knock_out_parameters(params, "items/id/table")
+    found = knockout.knock_out_parameters(params, "items/id/table")
     assert not found["items"]["id"]["table"].any() and found["trunk"]["table"].all()
     with pytest.raises(ValueError, match="there are items/id/table, trunk/table"):
-        ev.knock_out_parameters(params, "table")
+        knockout.knock_out_parameters(params, "table")
 
 
 def test_inside_a_training_run_on_a_mesh():

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("zoo", "pipelines", "checkpoints")
 FILES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
-DOORS = {"api", "cli", "fitting", "serve", "quickstart", "quickstart_page", "reasons", "report"}  # they see all three packages
+# The doors see all three packages.
+DOORS = {"api", "cli", "fitting", "serve", "quickstart", "quickstart_page", "reasons", "report"}
 FLAX = {"layers", "items", "train"} | {p.stem for p in (ROOT / "zoo/models").glob("*.py")}
 
 

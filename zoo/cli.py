@@ -218,8 +218,12 @@ def _recommend(argv: list[str]) -> int:
 
     history = [item.strip() for item in args.history.split(",") if item.strip()]
     lines = from_pretrained(name).recommend(history, args.k)
+    if not args.json:
+        for place, x in enumerate(lines, 1):
+            print(f"{place:>3}  {x.item:<16} {x.score:9.4f}  {x.title}")
+        return 0
     told = [{"item": x.item, "score": round(x.score, 5), "title": x.title} for x in lines]
-    return _tell({"history": history, "recommendations": told}, args.json)
+    return _tell({"history": history, "recommendations": told}, True)
 
 
 def _floors(argv: list[str]) -> int:

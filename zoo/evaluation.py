@@ -5,7 +5,6 @@ for scores and never sees the positives. Counts come from the device, metrics ar
 host, so the result depends on neither batch nor chunk nor mesh.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -283,43 +282,3 @@ def top_lists(
 @partial(jax.jit, static_argnums=(0, 1))
 def _recommend(recommender, k, params, index, batch):
     return recommender.recommend(params, index, batch, k)
-
-
-def knock_out(catalogue: Catalogue, modality: str, how: str = "zero", seed: int = 0) -> Catalogue:
-    """The catalogue without what a modality says: what does the model lose, untrained for it?
-
-    how `zero`: features 0 and absent everywhere; `permute`: features, with their presence, dealt
-    anew among the valid items. Raises ValueError for an unknown modality or way.
-    """
-    features = catalogue.get("features", {})
-    if modality not in features:
-        raise ValueError(f"no modality '{modality}' to knock out; there are {sorted(features)}.")
-    x, here = np.asarray(features[modality]), np.asarray(catalogue["present"][modality])
-    if how == "zero":
-        x, here = np.zeros_like(x), np.zeros_like(here)
-    elif how == "permute":
-        ids = np.flatnonzero(np.asarray(catalogue["valid"]))
-        order = np.arange(len(x))
-        order[ids] = np.random.default_rng(seed).permutation(ids)
-        x, here = x[order], here[order]
-    else:
-        raise ValueError(f"how is '{how}'; expected 'zero' or 'permute'.")
-    return {
-        **catalogue,
-        "features": {**features, modality: x},
-        "present": {**catalogue["present"], modality: here},
-    }
-
-
-def knock_out_parameters(params: Params, pattern: str) -> Params:
-    """`params` with every array at 0 whose path matches, such as r"items/id/table" for the IDs.
-
-    Raises ValueError when no path matches the regex in full.
-    """
-    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    hit = [bool(re.fullmatch(pattern, name)) for name in names]
-    if not any(hit):
-        raise ValueError(f"no parameter matches '{pattern}'; there are {', '.join(names)}.")
-    leaves, tree = jax.tree.flatten(params)
-    zeroed = [jnp.zeros_like(x) if h else x for x, h in zip(leaves, hit, strict=True)]
-    return jax.tree.unflatten(tree, zeroed)
