@@ -21,7 +21,7 @@ MOVIES = {
     "model": "two_tower",
     "data": "ml-latest-small",
     "options": {"require": ("image",), "k_core": 5, "split": "global-time"},
-    "settings": {"epochs": 60, "patience": 6},
+    "settings": {"epochs": 60, "rate": 1e-3, "patience": 6},
 }
 TOWERS = {"user": "trunk"}
 EXPERIMENTS: dict[str, dict] = {
@@ -34,13 +34,13 @@ EXPERIMENTS: dict[str, dict] = {
         "model": "sasrec",
         "data": "amazon-beauty",
         "fields": {"objective": "bce"},
-        "settings": {"epochs": 200, "evaluate_every": 425, "patience": 3},
+        "settings": {"epochs": 200, "rate": 2e-3, "evaluate_every": 425, "patience": 3},
     },
     "sasrec-sampled-sports": {
         "model": "sasrec",
         "data": "amazon-sports",
         "fields": {"objective": "sampled", "negatives": 1024},
-        "settings": {"epochs": 60, "evaluate_every": 300, "patience": 3},
+        "settings": {"epochs": 60, "rate": 2e-3, "evaluate_every": 300, "patience": 3},
     },
     "esasrec-beauty": {
         "model": "esasrec",

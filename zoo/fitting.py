@@ -31,16 +31,16 @@ class Settings:
     """How to train; a step is one batch of packed rows."""
 
     steps: int | None = None  # None: epochs x batches an epoch
-    epochs: int = 60
+    epochs: int = 40
     batch: int = 32  # packed rows a step
-    rate: float = 1e-3
+    rate: float = 2e-3
     warmup: int = 0
     schedule: str = "constant"
     weight_decay: float = 0.0
     clip: float | None = None
     seed: int = 0
     evaluate_every: int | None = None  # steps; None: one epoch, but at least five times a run
-    patience: int = 10  # evaluations without a better one before stopping
+    patience: int = 5  # evaluations without a better one before stopping
     select: str = "ndcg@10"  # the validation metric that chooses the parameters
     evaluate_batch: int = 512
 
