@@ -11,7 +11,7 @@ from pipelines.loader import pack, requests
 from pipelines.schema import Ragged
 from zoo import mesh as meshes
 from zoo.models import MODELS, build
-from zoo.optim import optimizer, path_name
+from zoo.optim import optimizer
 from zoo.train import create, make_step
 
 N_ITEMS, N_USERS, ROWS, LENGTH = 90, 30, 1024, 12
@@ -64,7 +64,9 @@ def test_full_size_shapes_and_hand_given_names(name, items):
     big = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1 << 20, *x.shape[1:]), x.dtype), catalogue)
     shapes = jax.eval_shape(recommender.init, jax.random.key(0), big, batch)
     for path, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]:
-        assert path_name(path).islower(), f"{path_name(path)}: a name that Flax made up"
+        assert meshes.path_name(path).islower(), (
+            f"{meshes.path_name(path)}: a name that Flax made up"
+        )
 
 
 @by_case
@@ -79,8 +81,10 @@ def test_loss_gradients_and_jit(name, items):
     (loss, _), grads = grad(params, catalogue, batch, key)
     np.testing.assert_allclose(loss, eager, rtol=1e-5)
     for path, g in jax.tree_util.tree_flatten_with_path(grads)[0]:
-        assert np.isfinite(g).all(), path_name(path)
-        assert np.abs(g).max() > 0 or path_name(path).endswith("key/bias"), path_name(path)
+        assert np.isfinite(g).all(), meshes.path_name(path)
+        assert np.abs(g).max() > 0 or meshes.path_name(path).endswith("key/bias"), meshes.path_name(
+            path
+        )
 
 
 @by_name

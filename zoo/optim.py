@@ -6,12 +6,9 @@ from collections.abc import Sequence
 import jax
 import optax
 
+from zoo.mesh import path_name
+
 SCHEDULES = ("constant", "cosine", "linear")
-
-
-def path_name(path: tuple) -> str:
-    """'trunk/stack/block_0/ffn/in/kernel' from a key path."""
-    return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
 
 
 def match_names(tree, rules: Sequence[tuple[str, object]]):

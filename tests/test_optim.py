@@ -1,0 +1,56 @@
+"""The Optax chain: schedules, decay and rates by parameter name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoo.optim import match_names, optimizer, schedule
+
+PARAMS = {"items": {"id": {"table": jnp.ones((3, 2))}}, "trunk": {"norm": {"scale": jnp.ones(2)}}}
+
+
+def step(chain, grads):
+    updates, _ = jax.jit(chain.update)(grads, chain.init(PARAMS), PARAMS)
+    return updates
+
+
+def test_rates_by_name_first_match_wins():
+    grads = jax.tree.map(jnp.ones_like, PARAMS)
+    plain = step(optimizer(1e-2), grads)
+    slow = step(optimizer(1e-2, rates=[("items", 0.1), ("items/id", 5.0), ("norm", 0.0)]), grads)
+    np.testing.assert_allclose(slow["items"]["id"]["table"], 0.1 * plain["items"]["id"]["table"])
+    assert not np.asarray(slow["trunk"]["norm"]["scale"]).any(), "rate 0 freezes"
+
+
+def test_norms_are_not_decayed():
+    still = jax.tree.map(jnp.zeros_like, PARAMS)
+    moved = step(optimizer(1e-2, weight_decay=0.1), still)
+    np.testing.assert_allclose(moved["items"]["id"]["table"], -1e-3, rtol=1e-5)
+    assert not np.asarray(moved["trunk"]["norm"]["scale"]).any()
+
+
+def test_schedules():
+    cosine = schedule("cosine", 1.0, 110, warmup=10)
+    assert cosine(0) == 0 and cosine(10) == pytest.approx(1.0)
+    assert cosine(60) == pytest.approx(0.5, abs=1e-6) and cosine(110) == pytest.approx(0.0)
+    assert schedule("constant", 0.3, 10)(7) == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="cosine, linear"):
+        schedule("step", 1.0, 10)
+
+
+def test_an_uncovered_name_is_an_error():
+    with pytest.raises(ValueError, match="trunk/norm/scale"):
+        match_names(PARAMS, [("items", 1)])
+
+
+def test_a_clipped_shock_is_forgotten():
+    loud, soft = (jax.tree.map(lambda x, c=c: c * jnp.ones_like(x), PARAMS) for c in (1e6, 1.0))
+    after = {}
+    for clip in (None, 1.0):
+        chain = optimizer(1e-2, clip=clip)
+        state = chain.update(loud, chain.init(PARAMS), PARAMS)[1]
+        for _ in range(30):
+            updates, state = chain.update(soft, state, PARAMS)
+        after[clip] = float(jnp.abs(updates["trunk"]["norm"]["scale"]).max())
+    assert after[1.0] > 2 * after[None], "unclipped, the second moment still holds the shock"
