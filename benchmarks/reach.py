@@ -42,6 +42,11 @@ EXPERIMENTS: dict[str, dict] = {
         "fields": {"objective": "sampled", "negatives": 1024},
         "settings": {"epochs": 60, "rate": 2e-3, "evaluate_every": 300, "patience": 3},
     },
+    "sasrec-sports": {
+        "model": "sasrec",
+        "data": "amazon-sports",
+        "settings": {"epochs": 40, "rate": 2e-3, "evaluate_every": 250, "patience": 3},
+    },
     "esasrec-beauty": {
         "model": "esasrec",
         "data": "amazon-beauty",
