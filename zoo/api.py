@@ -142,6 +142,8 @@ def fit(
     if known.family == "floor":
         raise ValueError(f"{model} counts instead of training: see `zoo floors`.")
     data = data if isinstance(data, Data) else load_data(data)
+    if known.family == "sequential" and not data.split.ordered:
+        log.warning("%s splits sets: their file order is taken for time", data.split.protocol)
     data = prepare(data, _wanted(model, chosen))
     fitted = fit_split(
         model, data.split, data.catalogue(mesh), out, settings, mesh, report, **chosen
