@@ -120,6 +120,11 @@ def test_another_models_floor_is_refused():
         zoo.fit("popularity", data())
 
 
+def test_unknown_metric_is_told_before_training():
+    with pytest.raises(ValueError, match="nearest: ndcg@10"):
+        zoo.fit("sasrec", data(), settings=zoo.Settings(select="ndgc@10", steps=1))
+
+
 def said(capsys, *argv) -> dict:
     """Run the command line; standard output must be exactly one JSON object."""
     assert main([*argv, "--json"]) == 0

@@ -1,5 +1,6 @@
 """Fit a recommender to a data set: one run, one folder, resumable, chosen on validation."""
 
+import difflib
 import json
 import logging
 import time
@@ -18,12 +19,14 @@ from pipelines.loader import candidates, event_batches, sequence_loader
 from pipelines.schema import Split
 from zoo import mesh as meshes
 from zoo.evaluation import evaluate
+from zoo.metrics import RANKING
 from zoo.models import build
 from zoo.optim import optimizer
 from zoo.recommender import Recommender
 from zoo.train import TrainState, create, make_step, train
 
 log = logging.getLogger("zoo")
+KS = (5, 10, 20)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Run:
         s = self.settings = settings
         self.mesh, self.split, self.max_len = mesh, split, int(fields.get("max_len", 50))
         self.recommender = build(model, **fields)
+        check_metric(s.select)
         meshes.check_batch_fits(s.batch, mesh)
         self.loader = sequence_loader(split, s.batch, self.max_len, s.seed)
         self.steps = s.steps or s.epochs * self.loader.per_epoch
@@ -118,7 +122,7 @@ class Run:
         batches = event_batches(self.split.valid, self.max_len, self.settings.evaluate_batch)
         allowed = candidates(self.split, len(self.catalogue["valid"]))
         return evaluate(
-            self.recommender, params, self.catalogue, batches, strata=None, candidates=allowed
+            self.recommender, params, self.catalogue, batches, KS, strata=None, candidates=allowed
         ).metrics
 
 
@@ -239,6 +243,18 @@ def _fitted(run: Run, state: TrainState, progress: Progress, chosen) -> Fitted:
         progress.history,
         params_sha256(state.params),
     )
+
+
+def check_metric(name: str) -> None:
+    """Raise ValueError, with the nearest names, unless validation measures `name`."""
+    known = [f"{metric}@{k}" for metric in RANKING for k in KS]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3, 0.3)
+        raise ValueError(
+            f"select is '{name}'; "
+            + (f"nearest: {', '.join(near)}; " if near else "")
+            + f"known: {', '.join(known)}."
+        )
 
 
 def identity(model: str, fields: dict, split: Split, settings: Settings) -> dict[str, Any]:
