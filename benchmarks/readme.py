@@ -111,7 +111,9 @@ def reached() -> str:
             f"{minutes:.0f} min | {commits} |"
         )
     how = "`python benchmarks/reach.py EXPERIMENT --data FOLDER`; " + "; ".join(sorted(hardware))
-    return "\n".join([*lines, "", f"{how}. A + behind a commit: other files were being edited."])
+    return "\n".join(
+        [*lines, "", f"{how}. A + behind a commit: zoo/ or pipelines/ had edits not yet committed."]
+    )
 
 
 ORDERED = ("popularity", "markov", "item-knn", "sr-graph", "text-knn", "sr-graph+text", "ease")
