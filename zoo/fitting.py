@@ -1,6 +1,5 @@
 """Fit a recommender to a data set: one run, one folder, resumable, chosen on validation."""
 
-import difflib
 import json
 import logging
 import time
@@ -21,6 +20,7 @@ from zoo import mesh as meshes
 from zoo.evaluation import evaluate
 from zoo.metrics import RANKING
 from zoo.models import build
+from zoo.names import unknown
 from zoo.optim import optimizer
 from zoo.recommender import Recommender
 from zoo.train import TrainState, create, make_step, train
@@ -249,12 +249,7 @@ def check_metric(name: str) -> None:
     """Raise ValueError, with the nearest names, unless validation measures `name`."""
     known = [f"{metric}@{k}" for metric in RANKING for k in KS]
     if name not in known:
-        near = difflib.get_close_matches(name, known, 3, 0.3)
-        raise ValueError(
-            f"select is '{name}'; "
-            + (f"nearest: {', '.join(near)}; " if near else "")
-            + f"known: {', '.join(known)}."
-        )
+        raise unknown("unknown metric to select by:", name, known)
 
 
 def identity(model: str, fields: dict, split: Split, settings: Settings) -> dict[str, Any]:

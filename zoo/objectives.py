@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo import losses
+from zoo.names import unknown
 from zoo.softmax import full_softmax, sharded_softmax
 
 Array = jax.Array
@@ -32,13 +33,7 @@ class Objective:
 
     def __post_init__(self):
         if self.name not in NAMES:
-            import difflib
-
-            near = difflib.get_close_matches(self.name, NAMES, 3, 0.3)
-            raise ValueError(
-                f"unknown objective '{self.name}'; "
-                f"{'nearest: ' + ', '.join(near) + '; ' if near else ''}known: {', '.join(NAMES)}."
-            )
+            raise unknown("unknown objective", self.name, NAMES)
 
     def __call__(
         self,

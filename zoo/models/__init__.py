@@ -1,10 +1,10 @@
 """The register: name -> constructor, variant fields, family, paper. `build` makes one."""
 
-import difflib
 import importlib
 import inspect
 from typing import Any, NamedTuple
 
+from zoo.names import unknown
 from zoo.recommender import Recommender
 
 
@@ -91,12 +91,7 @@ def entry(name: str) -> Entry:
     """The register's entry; KeyError-like ValueError with the nearest names otherwise."""
     if name in MODELS:
         return MODELS[name]
-    near = difflib.get_close_matches(name, MODELS, 3, 0.4)
-    raise ValueError(
-        f"unknown model '{name}'; "
-        + (f"nearest: {', '.join(near)}; " if near else "")
-        + f"known: {', '.join(MODELS)}."
-    )
+    raise unknown("unknown model", name, MODELS)
 
 
 def fields(name: str) -> dict[str, tuple[Any, Any]]:
@@ -111,11 +106,6 @@ def build(name: str, **chosen: Any) -> Recommender:
     known = fields(name)
     for field in chosen:
         if field not in known:
-            near = difflib.get_close_matches(field, known, 3, 0.4)
-            raise ValueError(
-                f"{name} has no field '{field}'; "
-                + (f"nearest: {', '.join(near)}; " if near else "")
-                + f"fields: {', '.join(known)}."
-            )
+            raise unknown(f"{name} has no field", field, known)
     found = entry(name)
     return found.constructor()(**{**found.fields, **chosen})
