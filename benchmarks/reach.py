@@ -1,7 +1,8 @@
 """What the models reach: train over seeds, choose on validation, score the test split once.
 
 python benchmarks/reach.py EXPERIMENT --data FOLDER_OF_DATA_SETS [--seeds 0 1 2] [--runs DIR]
-Each finished seed is written to benchmarks/results/EXPERIMENT.json at once.
+Each finished seed is written to benchmarks/results/EXPERIMENT.json at once. Searches (`try-...`)
+see validation only and go to benchmarks/results/searches.json, a row a run.
 """
 
 import argparse
@@ -47,6 +48,21 @@ EXPERIMENTS: dict[str, dict] = {
         "data": "amazon-sports",
         "settings": {"epochs": 40, "rate": 2e-3, "evaluate_every": 250, "patience": 3},
     },
+    **{
+        f"try-sports-{name}": {
+            "model": "sasrec",
+            "data": "amazon-sports",
+            "fields": fields,
+            "settings": {"epochs": 40, "rate": 2e-3, "evaluate_every": 250, "patience": 3} | other,
+        }
+        for name, fields, other in (
+            ("small-batch", {}, {"batch": 8, "rate": 1e-3, "evaluate_every": 960}),
+            ("wide", {"width": 128}, {"rate": 1e-3}),
+            ("less-dropout", {"dropout": 0.3}, {"rate": 1e-3}),
+            ("decay", {}, {"weight_decay": 0.05}),
+            ("ligr", {"block": "ligr", "ffn": "swiglu", "multiplier": 2}, {"rate": 1e-3}),
+        )
+    },
     "esasrec-beauty": {
         "model": "esasrec",
         "data": "amazon-beauty",
@@ -87,11 +103,11 @@ def shuffled(data, seed: int):
     return replace(data, dataset=replace(data.dataset, features=moved, present=present))
 
 
-def one(experiment: dict, data, seed: int, out: Path | None) -> dict:
-    """Train one seed; validation and test metrics, masked and not, with strata."""
+def one(experiment: dict, data, seed: int, out: Path | None, scored: bool = True) -> dict:
+    """Train one seed; validation and, if `scored`, test metrics, masked and not, with strata."""
     from zoo import api
 
-    settings = api.Settings(seed=seed, **experiment.get("settings", {}))
+    settings = api.settings_for(experiment["model"], seed=seed, **experiment.get("settings", {}))
     fields = experiment.get("fields", {})
     data = shuffled(data, seed) if experiment.get("shuffle") else data
     began = time.monotonic()
@@ -101,22 +117,26 @@ def one(experiment: dict, data, seed: int, out: Path | None) -> dict:
             print(f"{step}/{steps} {settings.select} {metrics[settings.select]:.4f}", flush=True)
 
     fitted, seen = api.fit(experiment["model"], data, out, settings, report=report, **fields)
-    model = (fitted.recommender, fitted.params)
-    test = api.evaluate(model, seen, catalogue=fitted.catalogue)
-    unmasked = api.evaluate(model, seen, catalogue=fitted.catalogue, mask=False)
-    return {
+    row = {
         "seed": seed,
         "steps": fitted.steps,
         "chosen_step": fitted.best["step"],
         "valid": {k: v for k, v in fitted.best.items() if k != "step"},
-        "test": test.metrics,
-        "test_unmasked": unmasked.metrics,
-        "strata": test.strata,
         "train_seconds": fitted.seconds,
-        "wall_seconds": time.monotonic() - began,
         "examples_per_second": fitted.examples_per_second,
         "params_sha256": fitted.params_sha256,
         "commit": COMMIT,
+    }
+    if not scored:
+        return row | {"wall_seconds": time.monotonic() - began}
+    model = (fitted.recommender, fitted.params)
+    test = api.evaluate(model, seen, catalogue=fitted.catalogue)
+    unmasked = api.evaluate(model, seen, catalogue=fitted.catalogue, mask=False)
+    return row | {
+        "test": test.metrics,
+        "test_unmasked": unmasked.metrics,
+        "strata": test.strata,
+        "wall_seconds": time.monotonic() - began,
     }
 
 
@@ -124,6 +144,16 @@ def summary(rows: list[dict]) -> dict[str, list[float]]:
     """Mean and standard deviation of the test metrics over seeds."""
     values = {k: [row["test"][k] for row in rows] for k in rows[0]["test"]}
     return {k: [float(np.mean(v)), float(np.std(v))] for k, v in values.items()}
+
+
+def search(args: argparse.Namespace, experiment: dict, data) -> None:
+    """One run of a search: its validation metrics, and nothing of the test split."""
+    path = RESULTS / "searches.json"
+    for seed in args.seeds:
+        row = one(experiment, data, seed, None, scored=False)
+        rows = json.loads(path.read_text()) if path.exists() else []
+        rows.append({"name": args.experiment, "experiment": experiment, **row})
+        path.write_text(json.dumps(rows, indent=1))
 
 
 def main() -> None:
@@ -138,6 +168,8 @@ def main() -> None:
     experiment = EXPERIMENTS[args.experiment]
     options = api.DataOptions(**experiment.get("options", {}))
     data = api.load_data(args.data / experiment["data"], options)
+    if args.experiment.startswith("try-"):
+        return search(args, experiment, data)
     path = RESULTS / f"{args.experiment}.json"
     done = json.loads(path.read_text())["rows"] if path.exists() else []
     for seed in args.seeds:

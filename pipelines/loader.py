@@ -11,7 +11,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from pipelines.schema import DataError, Dataset, Events, Ragged, Split
+from pipelines.schema import SEQUENCE_KEYS, DataError, Dataset, Events, Ragged, Split
 from pipelines.transforms import pack
 
 
@@ -19,13 +19,22 @@ class BatchRows:
     """Random access to the row numbers of batch i, shuffled anew each epoch by (seed, epoch).
 
     The last batch of an epoch is filled with -1. With several processes each sees its slice.
+    With `stack` an element is that many batches: int [stack, batch].
     """
 
-    def __init__(self, rows: int, batch: int, seed: int = 0, process: int = 0, processes: int = 1):
+    def __init__(
+        self,
+        rows: int,
+        batch: int,
+        seed: int = 0,
+        process: int = 0,
+        processes: int = 1,
+        stack: int | None = None,
+    ):
         if batch % processes:
             raise DataError(f"batch {batch} does not divide over {processes} processes.")
         self.rows, self.batch, self.seed = rows, batch, seed
-        self.process, self.processes = process, processes
+        self.process, self.processes, self.stack = process, processes, stack
         self.per_epoch = -(-rows // batch)
         self._order = lru_cache(maxsize=2)(self._permutation)
 
@@ -37,35 +46,44 @@ class BatchRows:
         return self.per_epoch << 31  # epochs without end; the caller counts steps
 
     def __getitem__(self, i: int) -> np.ndarray:
-        epoch, nth = divmod(int(i), self.per_epoch)
+        if self.stack is None:
+            return self._batch(int(i))
+        return np.stack([self._batch(int(i) * self.stack + j) for j in range(self.stack)])
+
+    def _batch(self, i: int) -> np.ndarray:
+        epoch, nth = divmod(i, self.per_epoch)
         rows = self._order(epoch)[nth * self.batch : (nth + 1) * self.batch]
         share = self.batch // self.processes
         return rows[self.process * share : (self.process + 1) * share]
 
 
 def gather(arrays: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """The rows of every array; row -1 is all padding."""
+    """The rows (int, any shape) of every array; row -1 is all padding."""
     filled = rows >= 0
     safe = np.where(filled, rows, 0)
     return {
-        key: np.where(filled.reshape(-1, *[1] * (a.ndim - 1)), a[safe], 0).astype(a.dtype)
+        key: np.where(filled.reshape(*rows.shape, *[1] * (a.ndim - 1)), a[safe], 0).astype(a.dtype)
         for key, a in arrays.items()
     }
 
 
 class Loader:
-    """Training batches with a place: iterate it; `place()` and `resume(place)` are exact."""
+    """Training batches with a place: iterate it; `place()` and `resume(place)` are exact.
 
-    def __init__(self, arrays: dict[str, np.ndarray], batch: int, seed: int = 0, **processes: int):
+    options: `process` and `processes`, this one's share of the rows; `stack`, batches an element.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray], batch: int, seed: int = 0, **options: int):
         rows = len(next(iter(arrays.values())))
         if rows == 0:
             raise DataError(
                 "no training pairs: every training history has fewer than two items. "
                 "Check the split, or lower k_core."
             )
-        self.source = BatchRows(rows, batch, seed, **processes)
-        self.example = {k: np.zeros((batch, *a.shape[1:]), a.dtype) for k, a in arrays.items()}
-        self.per_epoch = self.source.per_epoch
+        self.source = BatchRows(rows, batch, seed, **options)
+        self.per_epoch, self.stack = self.source.per_epoch, self.source.stack
+        shape = (batch,) if self.stack is None else (self.stack, batch)
+        self.example = {k: np.zeros((*shape, *a.shape[1:]), a.dtype) for k, a in arrays.items()}
         dataset = grain.MapDataset.source(self.source).map(lambda rows: gather(arrays, rows))
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         self._iterator = iter(dataset.to_iter_dataset(options))
@@ -87,6 +105,15 @@ def sequence_loader(
 ) -> Loader:
     """Packed next-item training batches [batch, length] of the split's training histories."""
     return Loader(pack(split.train, length), batch, seed, **processes)
+
+
+def pair_loader(split: Split, batch: int = 2048, seed: int = 0, **options: int) -> Loader:
+    """Training batches [batch, 1] of single interactions: each is a target without a history."""
+    users = np.repeat(np.arange(len(split.train), dtype=np.int32), split.train.lengths)
+    ones, zeros = np.ones((len(users), 1), np.int32), np.zeros((len(users), 1), np.int32)
+    targets = split.train.values.astype(np.int32)[:, None]
+    columns = (zeros, targets, ones, zeros, users[:, None])
+    return Loader(dict(zip(SEQUENCE_KEYS, columns, strict=True)), batch, seed, **options)
 
 
 def event_batches(events: Events, length: int, batch: int = 512) -> Iterator[dict[str, np.ndarray]]:

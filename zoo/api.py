@@ -17,7 +17,7 @@ from pipelines.schema import DataError, Dataset, Ragged, Split
 from pipelines.words import words
 from zoo import evaluation
 from zoo import mesh as meshes
-from zoo.fitting import Fitted, Settings
+from zoo.fitting import Fitted, Settings, settings_for
 from zoo.fitting import fit as fit_split
 from zoo.floor_table import floor_table
 from zoo.models import build, entry, fields
@@ -39,6 +39,7 @@ __all__ = [
     "load_data",
     "prepare",
     "save",
+    "settings_for",
 ]
 log = logging.getLogger("zoo")
 
@@ -69,12 +70,16 @@ class Data:
         user_rows = meshes.table_rows(self.dataset.n_users, mesh)
         return loaders.catalogue(self.dataset, self.split, rows, user_rows)
 
+    def linked(self, catalogue: dict[str, Any]) -> dict[str, Any]:
+        """`catalogue` with the train interactions, from which graphs are made."""
+        train = {"items": self.split.train.values, "users": _rows(self.split.train)}
+        return {**catalogue, "train": train}
+
     def counted(self, catalogue: dict[str, Any]) -> dict[str, Any]:
         """`catalogue` with what the floors count: train interactions and the words of items."""
-        train = {"items": self.split.train.values, "users": _rows(self.split.train)}
         found = words(self.dataset)
         text = {} if found is None else {"words": {"items": _rows(found), "words": found.values}}
-        return {**catalogue, "train": train, **text}
+        return self.linked(catalogue) | text
 
 
 def _rows(ragged: Ragged) -> np.ndarray:
@@ -121,15 +126,18 @@ def prepare(data: Data, sources_wanted: str) -> Data:
 
 
 def _wanted(model: str, chosen: dict[str, Any]) -> str:
+    """Whether a model reads `id` alone, `content` or `both`."""
     known = fields(model)
-    return chosen.get("items", known["items"][1] if "items" in known else "id")
+    if "items" in known:
+        return chosen.get("items", known["items"][1])
+    return "both" if "modalities" in known else "id"
 
 
 def fit(
     model: str,
     data: Data | Dataset | str | Path,
     out: str | Path | None = None,
-    settings: Settings = Settings(),
+    settings: Settings | None = None,
     mesh: Mesh | None = None,
     report=lambda step, steps, metrics: None,
     **chosen: Any,
@@ -145,9 +153,9 @@ def fit(
     if known.family == "sequential" and not data.split.ordered:
         log.warning("%s splits sets: their file order is taken for time", data.split.protocol)
     data = prepare(data, _wanted(model, chosen))
-    fitted = fit_split(
-        model, data.split, data.catalogue(mesh), out, settings, mesh, report, **chosen
-    )
+    catalogue = data.catalogue(mesh)
+    catalogue = data.linked(catalogue) if known.family == "graph" else catalogue
+    fitted = fit_split(model, data.split, catalogue, out, settings, mesh, report, **chosen)
     if out is not None:
         save(Path(out) / "bundle", model, chosen, fitted, data)
     return fitted, data
@@ -172,7 +180,7 @@ def evaluate(
     else:
         recommender, params = model
         data = data if isinstance(data, Data) else load_data(data)
-        catalogue = catalogue or data.catalogue()
+        catalogue = catalogue or recommender.prepare(data.linked(data.catalogue()), 1)
     if split not in ("valid", "test"):
         raise ValueError(f"split is '{split}'; expected 'valid' or 'test'.")
     events = data.split.valid if split == "valid" else data.split.test
@@ -214,10 +222,11 @@ def save(
     results: dict[str, Any] | None = None,
 ) -> Path:
     """Write the bundle of a fitted model: everything that serving needs, hashes included."""
-    uses_content = _wanted(model, chosen) != "id"
-    catalogue = jax.tree.map(np.asarray, fitted.catalogue)
+    uses_content, graph = _wanted(model, chosen) != "id", entry(model).family == "graph"
+    catalogue = data.linked(jax.tree.map(np.asarray, fitted.catalogue))
     kept = ("valid", "popularity") + (("features", "present") if uses_content else ())
-    kept += ("users",) if chosen.get("user") == "id" else ()
+    kept += ("users",) if graph or chosen.get("user") == "id" else ()
+    kept += ("train",) if graph else ()
     columns = {"title": data.dataset.columns["title"]} if _titled(data, titles) else {}
     known = fields(model)
     config = {

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from checkpoints.store import Store, append_metrics, params_sha256, write_run
-from pipelines.loader import candidates, event_batches, sequence_loader
+from pipelines.loader import candidates, event_batches, pair_loader, sequence_loader
 from pipelines.schema import Split
 from zoo import mesh as meshes
 from zoo.evaluation import evaluate
 from zoo.metrics import RANKING
-from zoo.models import build
+from zoo.models import build, entry
 from zoo.names import unknown
 from zoo.optim import optimizer
-from zoo.recommender import Recommender
-from zoo.train import TrainState, create, make_step, train
+from zoo.recommender import Recommender, unchanged
+from zoo.train import TrainState, create, make_dispatch, make_step, train
 
 log = logging.getLogger("zoo")
 KS = (5, 10, 20)
@@ -46,6 +48,26 @@ class Settings:
     patience: int = 5  # evaluations without a better one before stopping
     select: str = "ndcg@10"  # the validation metric that chooses the parameters
     evaluate_batch: int = 512
+    dispatch: int | None = 1  # steps a dispatch to the device; None: an epoch
+
+
+# What a family is trained with unless told otherwise. graph: the protocol of MMRec
+# (mm-random-v1), whose early stop waits for more than 20 evaluations without a better one.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "graph": {
+        "epochs": 1000,
+        "batch": 2048,
+        "rate": 1e-3,
+        "patience": 21,
+        "select": "recall@20",
+        "dispatch": None,
+    }
+}
+
+
+def settings_for(model: str, **given: Any) -> Settings:
+    """The settings of the model's family, with those given instead."""
+    return Settings(**{**FAMILIES.get(entry(model).family, {}), **given})
 
 
 @dataclass(frozen=True)
@@ -80,24 +102,43 @@ class Run:
         self.recommender = build(model, **fields)
         check_metric(s.select)
         meshes.check_batch_fits(s.batch, mesh)
-        self.loader = sequence_loader(split, s.batch, self.max_len, s.seed)
-        self.steps = s.steps or s.epochs * self.loader.per_epoch
-        self.every = s.evaluate_every or max(1, min(self.loader.per_epoch, -(-self.steps // 5)))
+        self._load(entry(model).family)
         self.optimizer = optimizer(s.rate, self.steps, s.warmup, s.schedule, s.weight_decay, s.clip)
+        catalogue = self.recommender.prepare(catalogue, mesh.size)
         self.catalogue = jax.device_put(catalogue, NamedSharding(mesh, P(("data", "model"))))
         self.shapes = jax.eval_shape(self._create, self.catalogue)
         self.shardings = meshes.shardings(self.shapes, mesh)
         self.step = self._compile()
 
+    def _load(self, family: str) -> None:
+        """The loader, and how many steps: in all, between evaluations, and a dispatch."""
+        s, graph = self.settings, family == "graph"
+        options = {} if graph else {"length": self.max_len}
+        make = partial(pair_loader if graph else sequence_loader, self.split, s.batch, **options)
+        per_epoch = make(seed=s.seed).per_epoch
+        self.steps = s.steps or s.epochs * per_epoch
+        self.every = s.evaluate_every or max(1, min(per_epoch, -(-self.steps // 5)))
+        self.stack = math.gcd(self.steps, self.every, s.dispatch or per_epoch)
+        if s.dispatch == 1 and self.recommender.draw is unchanged:
+            self.stack = None  # a plain step, without the scan
+        self.loader = make(seed=s.seed, stack=self.stack)
+
     def _compile(self) -> Callable:
         """The one executable of the run; compiled before the clock starts."""
-        step = make_step(self.recommender, self.optimizer, self.settings.seed)
+        make = make_step if self.stack is None else make_dispatch
+        step = make(self.recommender, self.optimizer, self.settings.seed)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
-        batch = meshes.shard_batch(self.loader.example, self.mesh)
-        return jitted.lower(self.abstract(), self.catalogue, batch).compile()
+        return jitted.lower(
+            self.abstract(), self.catalogue, self._place(self.loader.example)
+        ).compile()
+
+    def _place(self, batch: dict) -> dict:
+        return meshes.shard_batch(batch, self.mesh, self.stack is not None)
 
     def _create(self, catalogue: dict) -> TrainState:
         example = self.loader.example
+        if self.stack is not None:
+            example = {k: x[0] for k, x in example.items()}
         return create(self.recommender, self.optimizer, catalogue, example, self.settings.seed)
 
     def fresh(self) -> TrainState:
@@ -114,8 +155,8 @@ class Run:
 
     def advance(self, state: TrainState, until: int, report: Callable) -> TrainState:
         """Train to step `until`; every metric of every step goes to `report`."""
-        batches = (meshes.shard_batch(batch, self.mesh) for batch in self.loader)
-        return train(self.step, state, self.catalogue, batches, until, report)
+        batches = (self._place(batch) for batch in self.loader)
+        return train(self.step, state, self.catalogue, batches, until, report, self.stack or 1)
 
     def validate(self, params: Any) -> dict[str, float]:
         """Full-ranking metrics on the validation events."""
@@ -157,17 +198,18 @@ def fit(
     split: Split,
     catalogue: dict[str, Any],
     out: str | Path | None = None,
-    settings: Settings = Settings(),
+    settings: Settings | None = None,
     mesh: Mesh | None = None,
     report: Callable[[int, int, dict[str, float]], None] = lambda step, steps, metrics: None,
     **fields: Any,
 ) -> Fitted:
     """Train `model` with `fields`; go on where it stopped when `out` holds the same run.
 
+    settings None: those of the model's family (`settings_for`).
     `report(step, steps, metrics)` hears of every step and every evaluation.
     Raises ValueError when `out` holds a run of other settings.
     """
-    mesh = mesh or meshes.make_mesh(1)
+    mesh, settings = mesh or meshes.make_mesh(1), settings or settings_for(model)
     with jax.set_mesh(mesh):
         run = Run(model, fields, split, catalogue, settings, mesh)
         if out is None:

@@ -30,10 +30,11 @@ class Table(nn.Module):
 
     rows: int
     width: int
+    initial: Callable = init_normal
 
     @nn.compact
     def __call__(self) -> Array:
-        return self.param("table", init_normal, (self.rows, self.width))  # n d
+        return self.param("table", self.initial, (self.rows, self.width))  # n d
 
 
 class Attention(nn.Module):

@@ -63,15 +63,18 @@ def check_batch_fits(batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host arrays with rows first to the mesh, rows over 'data'.
+def shard_batch(
+    batch: dict[str, np.ndarray], mesh: Mesh, stacked: bool = False
+) -> dict[str, jax.Array]:
+    """Host arrays with rows first (second where batches are `stacked`) to the mesh, rows over
+    'data'.
 
     With several processes each gives its own share of the rows. Raises ValueError when they do
     not divide.
     """
-    rows = NamedSharding(mesh, P("data"))
+    rows = NamedSharding(mesh, P(None, "data") if stacked else P("data"))
     for array in batch.values():
-        check_batch_fits(len(array) * jax.process_count(), mesh)
+        check_batch_fits(array.shape[stacked] * jax.process_count(), mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, rows)
     return {k: jax.make_array_from_process_local_data(rows, x) for k, x in batch.items()}

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from zoo.graph import Side, has_edge
+
 Array = jax.Array
 
 TICKS = 2**30  # shares become whole numbers of this many, so that sums are exact
@@ -35,3 +37,27 @@ def log_probability(counts: Array) -> Array:
     """
     counts = counts.astype(jnp.float32).at[0].set(0)
     return jnp.log(counts) - jnp.log(jnp.maximum(jnp.sum(counts), 1e-30))
+
+
+def sample_unseen(key: Array, users: Array, history: Side, popularity: Array) -> tuple:
+    """(items int32 [p], found bool [p]): for each user one item that training has seen, outside
+    the user's own train items; uniform, by rejection.
+
+    history: the forward side of the interaction graph; popularity [n]: train counts. `found` is
+    False for a user who has every item, after 100 rounds.
+    """
+    seen = popularity.at[0].set(0) > 0
+    ids = jnp.nonzero(seen, size=len(seen), fill_value=0)[0].astype(jnp.int32)
+    count = jnp.maximum(jnp.sum(seen), 1)
+
+    def draw(state):
+        round, key, items, bad = state
+        key, use = jax.random.split(key)
+        fresh = ids[jax.random.randint(use, users.shape, 0, count)]
+        items = jnp.where(bad, fresh, items)
+        return round + 1, key, items, bad & has_edge(history, users, items)
+
+    start = (0, key, jnp.zeros(users.shape, jnp.int32), jnp.ones(users.shape, bool))
+    more = lambda state: (state[0] < 100) & jnp.any(state[3])  # noqa: E731
+    _, _, items, bad = jax.lax.while_loop(more, draw, start)
+    return items, ~bad

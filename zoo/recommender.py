@@ -9,6 +9,10 @@ padding item and the last rows padding up to a round number:
     present     {m: bool[n]}       which items have the modality
     users       float32[u]         train counts of the users, row 0 the unknown one
 
+Models that need more make it themselves, once, in `prepare`: the graph family turns
+    train       {users: int32[e], items: int32[e]}   the train interactions
+into sparse matrices (graph.py).
+
 A `batch` is a dict of arrays (pipelines/schema.py names the keys). Both are arguments, never
 constants, so they shard, and jit compiles once for all catalogues of a size.
 """
@@ -25,11 +29,17 @@ Batch = dict[str, Array]
 Index = Any  # pytree: item vectors, or a trie
 
 
+def unchanged(catalogue: Catalogue, *_: Any) -> Catalogue:
+    """The catalogue as it is: most models prepare nothing and draw nothing."""
+    return catalogue
+
+
 class Recommender(NamedTuple):
     """Pure functions; jit, grad, vmap and compose them. b batch, k results, c candidates.
 
     `encode` and `match` are the two halves of `score`: full ranking goes through the catalogue
-    in blocks and must not encode the user again for each one.
+    in blocks and must not encode the user again for each one. `prepare` runs once a data set, on
+    the host; `draw` once a dispatch of steps (an epoch), on the device: pruned graphs.
     """
 
     init: Callable[..., Params]  # (key, catalogue, batch) -> params
@@ -39,3 +49,5 @@ class Recommender(NamedTuple):
     score: Callable[..., Array]  # (params, index, batch, candidates [b,c]) -> [b,c]
     encode: Callable[..., Any]  # (params, index, batch) -> query, a pytree of [b,...]
     match: Callable[..., Array]  # (params, index, query, items [c] or [b,c]) -> [b,c]
+    prepare: Callable[..., Catalogue] = unchanged  # (catalogue, parts: devices) -> catalogue
+    draw: Callable[..., Catalogue] = unchanged  # (catalogue, key) -> catalogue

@@ -304,8 +304,17 @@ def _widen(scores: Array, k: int) -> Array:
     return jnp.pad(scores, ((0, 0), (0, max(0, k - scores.shape[1]))), constant_values=-jnp.inf)
 
 
-def scorer(init: Callable, loss: Callable, index: Callable, encode: Callable, match: Callable):
+def scorer(
+    init: Callable,
+    loss: Callable,
+    index: Callable,
+    encode: Callable,
+    match: Callable,
+    **hooks: Callable,
+) -> Recommender:
     """A Recommender from its two halves: `recommend` and `score` follow from encode and match.
+
+    hooks: `prepare` and `draw`, for models that have them.
 
     index(params, catalogue) must return a dict with 'valid' bool[n]; a batch may hold 'exclude'
     int[b,h]. match(params, index, query, items) takes items [c] (one block for all rows) and
@@ -322,7 +331,7 @@ def scorer(init: Callable, loss: Callable, index: Callable, encode: Callable, ma
     def score(params, index, batch, candidates):
         return match(params, index, encode(params, index, batch), candidates)
 
-    return Recommender(init, loss, index, recommend, score, encode, match)
+    return Recommender(init, loss, index, recommend, score, encode, match, **hooks)
 
 
 def _check(n: int, valid: Array, k: int = 1) -> None:

@@ -33,7 +33,8 @@ class Pretrained:
         self.config, self.split = bundle.config, bundle.split
         self.recommender = build(self.config["model"], **_fields(self.config["fields"]))
         self.params = jax.tree.map(jnp.asarray, bundle.params)
-        self.catalogue = jax.tree.map(jnp.asarray, bundle.catalogue)
+        catalogue = self.recommender.prepare(bundle.catalogue, 1)
+        self.catalogue = jax.tree.map(jnp.asarray, catalogue)
         self.item_ids = [str(x) for x in bundle.item_ids]
         self.titles = [str(x) for x in bundle.item_columns.get("title", [""] * len(self.item_ids))]
         self.max_len = int(self.config["fields"].get("max_len", 50))

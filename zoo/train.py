@@ -50,6 +50,23 @@ def make_step(
     return step
 
 
+def make_dispatch(
+    recommender: Recommender, optimizer: optax.GradientTransformation, seed: int = 0
+) -> Callable[[TrainState, Catalogue, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """As `make_step` for batches stacked along a new first axis, one step each, in one dispatch.
+
+    The recommender draws once for all of them. Metrics come stacked.
+    """
+    step = make_step(recommender, optimizer, seed)
+
+    def dispatch(state: TrainState, catalogue: Catalogue, batches: Batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        drawn = recommender.draw(catalogue, jax.random.fold_in(key, 1))
+        return jax.lax.scan(lambda now, batch: step(now, drawn, batch), state, batches)
+
+    return dispatch
+
+
 def _norm(tree: Any) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
 
@@ -61,27 +78,33 @@ def train(
     batches: Iterable[Batch],
     until: int,
     report: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    stack: int = 1,
 ) -> TrainState:
     """Run the (jitted) step until `until`. Metrics of step n-1 are read after step n is on its way.
 
-    Raises FloatingPointError, naming step and quantity, when a metric is not finite.
+    stack: how many steps a call of `step` makes. Raises FloatingPointError, naming step and
+    quantity, when a metric is not finite.
     """
     batches, pending = iter(batches), None
-    for n in range(int(state.step), until):
+    for n in range(int(state.step), until, stack):
         state, metrics = step(state, catalogue, next(batches))
         if pending is not None:
-            report(*_read(*pending))
-        pending = (n + 1, metrics)
+            _read(*pending, report)
+        pending = (n, metrics)
     if pending is not None:
-        report(*_read(*pending))
+        _read(*pending, report)
     return state
 
 
-def _read(step: int, metrics: dict[str, jax.Array]) -> tuple[int, dict[str, float]]:
-    values = {name: float(np.asarray(value)) for name, value in metrics.items()}
-    for name, value in values.items():
-        if not np.isfinite(value):
-            raise FloatingPointError(
-                f"{name} is {value} at step {step}; lower the learning rate or clip the gradient."
-            )
-    return step, values
+def _read(done: int, metrics: dict[str, jax.Array], report: Callable) -> None:
+    """Tell the metrics of the steps after `done`, one by one."""
+    columns = {name: np.atleast_1d(np.asarray(value)) for name, value in metrics.items()}
+    for i, row in enumerate(zip(*columns.values(), strict=True)):
+        values = {name: float(value) for name, value in zip(columns, row, strict=True)}
+        for name, value in values.items():
+            if not np.isfinite(value):
+                raise FloatingPointError(
+                    f"{name} is {value} at step {done + i + 1}; lower the learning rate or clip "
+                    "the gradient."
+                )
+        report(done + i + 1, values)

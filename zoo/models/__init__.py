@@ -11,7 +11,7 @@ from zoo.recommender import Recommender
 class Entry(NamedTuple):
     """One name of the register; nothing heavy is imported before `constructor()`."""
 
-    family: str  # sequential, two-tower, floor
+    family: str  # sequential, two-tower, graph, floor
     home: str  # module
     function: str
     fields: dict[str, Any]  # what the variant sets beside the constructor's defaults
@@ -60,6 +60,12 @@ MODELS: dict[str, Entry] = {
         "two_tower:two_tower",
         "Yi et al. 2019 (RecSys)",
         "user and item towers over ID and content",
+    ),
+    "bpr": _entry(
+        "graph", "lightgcn:bpr", "arXiv 1205.2618", "matrix factorisation, pairwise loss"
+    ),
+    "lightgcn": _entry(
+        "graph", "lightgcn:lightgcn", "arXiv 2002.02126", "free vectors smoothed over interactions"
     ),
     "popularity": _entry("floor", "floors:popularity", "counting", "train counts"),
     "markov": _entry("floor", "floors:markov", "counting", "what followed the last item"),
