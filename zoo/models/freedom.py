@@ -1,0 +1,179 @@
+"""FREEDOM: a frozen item graph of content neighbours beside a pruned interaction graph.
+
+Zhou & Shen 2023 (arXiv 2211.06924). S = Σ_m w_m S^m, S^m the k nearest items by cosine of the
+raw features (the item itself among them), 0/1, D^-1/2 S D^-1/2; it is built once. Each epoch
+keeps a share 1 - dropout of the train interactions, drawn by 1/√(d_u d_i), with degrees of their
+own. Ē = LightGCN mean over that graph, h = S e_i:
+    user = ē_u,   item = ē_i + h_i,   L = BPR(user, item) + reg · Σ_m BPR(user, W_m x^m + b_m).
+Serving and the sampling of negatives use all interactions.
+Train:  zoo train freedom --data tiktok --out runs/freedom
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.graph import Graph, from_edges, light_mean, nearest, neighbour_graph, product, renormalised
+from zoo.models.bm3 import content_maps, content_rows
+from zoo.models.collaborative import Free, Pairs, collaborative, ranking_loss
+from zoo.models.vbpr import batch_items, chosen
+from zoo.names import unknown
+from zoo.recommender import Recommender, unchanged
+
+Array = jax.Array
+COLD = ("sum", "graph")
+IMAGE_WEIGHT = 0.1  # what the authors give images beside text
+lecun_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's Linear
+
+
+def modality_weights(
+    names: tuple[str, ...], given: tuple[float, ...] | None = None
+) -> tuple[float, ...]:
+    """The w_m, in the order of `names`. Unless given: `image` .1 and the others even shares of the
+    rest; even shares where there is no `image`; 1 for a modality alone. ValueError for a wrong
+    number of weights.
+    """
+    if given is not None and len(given) != len(names):
+        raise ValueError(
+            f"{len(given)} weights {tuple(given)} for {len(names)} modalities {names}; give one a "
+            "modality, in their order, or None."
+        )
+    if given is not None:
+        return tuple(given)
+    if "image" not in names or len(names) == 1:
+        return (1 / len(names),) * len(names)
+    rest = (1 - IMAGE_WEIGHT) / (len(names) - 1)
+    return tuple(IMAGE_WEIGHT if m == "image" else rest for m in names)
+
+
+def item_graph(
+    catalogue: dict, names: tuple[str, ...], weights: tuple[float, ...], knn: int, parts: int = 1
+) -> Graph:
+    """S [n,n] = Σ_m w_m S^m of the modalities `names`; an item without m has no row in S^m."""
+    n = len(catalogue["valid"])
+    places, values = [], []
+    for m, w in zip(names, weights, strict=True):
+        present = np.asarray(catalogue["present"][m]) & np.asarray(catalogue["valid"])
+        near = nearest(np.asarray(catalogue["features"][m], np.float32), knn, present)
+        side = neighbour_graph(*near, weighted=False).forward
+        places.append(side.rows.astype(np.int64) * n + side.columns)
+        values.append(w * side.weights)
+    cells, where = np.unique(np.concatenate(places), return_inverse=True)
+    summed = np.bincount(where, np.concatenate(values))
+    real = summed != 0  # without any edge a graph holds one, of weight 0
+    return from_edges(cells[real] // n, cells[real] % n, summed[real], (n, n), parts)
+
+
+def keep_edges(key: Array, weights: Array, keep: Array) -> Array:
+    """bool [e]: exactly `keep` (int32, may be traced) edges, drawn without replacement in
+    proportion to weights [e]: Gumbel top-k (Efraimidis & Spirakis 2006). Weight 0: never.
+    """
+    noisy = jnp.log(weights) + jax.random.gumbel(key, weights.shape)
+    first = jnp.arange(len(weights)) < keep
+    return jnp.zeros(len(weights), bool).at[jnp.argsort(-noisy)].set(first) & (weights > 0)
+
+
+def pruned(catalogue: dict, key: Array) -> dict:
+    """The catalogue with `pruned`, the graph of this epoch: `kept_edges` of R̂, drawn by its
+    weights 1/√(d_u d_i), with degrees of their own."""
+    graph = catalogue["graph"]
+    kept = keep_edges(key, graph.forward.weights, catalogue["kept_edges"][0])
+    fresh = renormalised(graph, kept, len(catalogue["users"]), len(catalogue["valid"]))
+    return catalogue | {"pruned": fresh}
+
+
+def with_pruning(catalogue: dict, dropout: float, parts: int = 1) -> dict:
+    """The catalogue with how many edges an epoch keeps; `pruned` is all of them until a draw."""
+    edges = int(np.count_nonzero(np.asarray(catalogue["graph"].forward.weights)))
+    keep = np.full(parts, int(edges * (1 - dropout)), np.int32)  # one a part: it shards
+    return catalogue | {"pruned": catalogue["graph"], "kept_edges": keep}
+
+
+class FREEDOM(nn.Module):
+    """users, items: the vectors of the score; contents: what the modal losses read."""
+
+    width: int = 64
+    layers: int = 2
+    item_layers: int = 1
+    modalities: tuple[str, ...] | None = None
+    train_features: bool = True
+    cold: str = "sum"
+    contents: bool = True  # False: the loss reads none, so there is nothing to learn
+    kernel_init: Callable = lecun_uniform
+
+    @nn.compact
+    def __call__(self, catalogue: dict, train: bool = False) -> dict:
+        names = chosen(catalogue, self.modalities, "freedom")
+        users, items = Free(self.width, name="free")(catalogue)
+        graph = catalogue["pruned" if train else "graph"]
+        u, i = light_mean(graph, users, items, self.layers)
+        h = items
+        for _ in range(self.item_layers):
+            h = product(catalogue["item_graph"], h)
+        if self.cold == "graph":
+            i = jnp.where((catalogue["popularity"] > 0)[:, None], i, 0)
+        contents = content_maps(self, catalogue, names) if self.contents else {}
+        return {"users": u, "items": i + h, "contents": contents}
+
+
+def modal_losses(out: dict, pairs: Pairs) -> dict[str, Array]:
+    """BPR(user, W_m x^m + b_m) by modality, means over the batch; a pair counts in the mean and
+    adds 0 unless both of its items have the modality."""
+    ids, near = batch_items(pairs)
+    total = jnp.maximum(jnp.sum(pairs.weights), 1.0)
+    losses = {}
+    for m, content in out["contents"].items():
+        rows, present = content_rows(content, ids)
+        both = pairs.weights * present[near.positives] * present[near.negatives]
+        share = jnp.sum(both) / total
+        losses[m] = share * ranking_loss(out["users"], rows, near._replace(weights=both))
+    return losses
+
+
+def loss(out: dict, pairs: Pairs, reg: float) -> Array:
+    """BPR + reg · the modal losses."""
+    modal = sum(modal_losses(out, pairs).values())
+    return ranking_loss(out["users"], out["items"], pairs) + reg * modal
+
+
+def freedom(
+    width: int = 64,
+    layers: int = 2,
+    item_layers: int = 1,
+    dropout: float = 0.8,
+    reg: float = 1e-3,
+    knn: int = 10,
+    weights: tuple[float, ...] | None = None,
+    cold: str = "sum",
+    modalities: tuple[str, ...] | None = None,
+    train_features: bool = True,
+) -> Recommender:
+    """Score ē_u·(ē_i + h_i).
+
+    dropout: share of the interactions that an epoch leaves out. reg: weight of the modal losses; 0
+    leaves them and their parameters out.
+    weights: w_m by modality, see `modality_weights`. cold `sum`: every item as above; `graph`:
+    items without train interactions are h_i alone, what their content neighbours learned.
+    train_features: raw features are parameters that start as given, as in the authors' code;
+    False: frozen. The item graph is of the given features either way. modalities None: all,
+    sorted. An item that lacks one has no edges for it in S (its row of S sums to less) and no
+    part in its loss. Raises ValueError for an unknown `cold`, a wrong number of weights, a
+    modality the catalogue lacks, and without any.
+    """
+    if cold not in COLD:
+        raise unknown("unknown cold", cold, COLD)
+
+    def prepare(catalogue, parts):
+        names = chosen(catalogue, modalities, "freedom")
+        catalogue = with_pruning(catalogue, dropout, parts)
+        graph = item_graph(catalogue, names, modality_weights(names, weights), knn, parts)
+        return catalogue | {"item_graph": graph}
+
+    def aim(params, out, pairs, catalogue, key):
+        return loss(out, pairs, reg)
+
+    module = FREEDOM(width, layers, item_layers, modalities, train_features, cold, reg > 0)
+    return collaborative(module, aim, prepare, pruned if dropout else unchanged)
