@@ -9,18 +9,21 @@ On CPU a product is XLA's compressed-row kernel, elsewhere a sum over sorted seg
 (benchmarks/graph.py measures both).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 from jax import lax
 from jax.experimental import sparse
 from jax.sharding import PartitionSpec as P
 
 Array = jax.Array
 EPSILON = 1e-7  # added to degrees: an isolated node divides by it and gets a row of zeros
+COSINES = 2**26  # how many `nearest` holds at a time
 ROWS = ("data", "model")  # mesh axes that share the rows of a graph
 
 
@@ -32,7 +35,7 @@ class Side(NamedTuple):
     rows: Array  # int32 [e], ascending
     columns: Array  # int32 [e], ascending within a row
     weights: Array  # float32 [e], 0 for padding
-    edges: Array  # int32 [e]: the edge's place in the other direction's arrays
+    edges: Array  # int32 [e]: the edge's place in the other direction's arrays, -1 for padding
 
 
 class Graph(NamedTuple):
@@ -52,9 +55,26 @@ def from_edges(
 ) -> Graph:
     """Graph (numpy) of int edges [e], each pair at most once, and float weights [e].
 
-    Raises ValueError for an edge outside `shape`, a repeated edge, or rows that `parts` does not
-    divide.
+    parts: the devices of the mesh that will multiply, or a multiple. Raises ValueError for an
+    edge outside `shape`, a repeated edge, or rows that `parts` does not divide.
     """
+    _check(rows, columns, shape, parts)
+    numbers = np.arange(len(rows), dtype=np.int32)
+    here = scipy.sparse.coo_array((numbers, (rows, columns)), shape=shape).tocsr()
+    if here.nnz < len(rows):
+        raise ValueError(_repeated(rows, columns))
+    turned = scipy.sparse.csr_array((numbers, here.indices, here.indptr), shape=shape).tocsc()
+    weights, other = np.asarray(weights)[here.data], turned.data
+    mate = np.empty_like(numbers)
+    mate[other] = numbers
+    place, mirror = _padded(here.indptr, parts), _padded(turned.indptr, parts)
+    return Graph(
+        _side(here, weights, mirror.places[mate], place, parts),
+        _side(turned, weights[other], place.places[other], mirror, parts),
+    )
+
+
+def _check(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int], parts: int) -> None:
     for name, x, n in (("row", rows, shape[0]), ("column", columns, shape[1])):
         if len(x) and not 0 <= int(x.min()) <= int(x.max()) < n:
             bad = int(np.flatnonzero((x < 0) | (x >= n))[0])
@@ -64,72 +84,81 @@ def from_edges(
             )
         if n % parts:
             raise ValueError(f"{n} {name}s do not divide into {parts} parts; pad the tables.")
+
+
+def _repeated(rows: np.ndarray, columns: np.ndarray) -> str:
     order = np.lexsort((columns, rows))
-    rows, columns, weights = rows[order], columns[order], weights[order]
-    twice = (rows[1:] == rows[:-1]) & (columns[1:] == columns[:-1])
-    if twice.any():
-        i = int(np.flatnonzero(twice)[0])
-        raise ValueError(
-            f"the edge ({rows[i]}, {columns[i]}) occurs twice; merge repeated interactions first "
-            "(pipelines.interactions.drop_duplicates)."
-        )
-    other = np.lexsort((rows, columns))
-    here, there = _places(rows, shape[0], parts), _places(columns[other], shape[1], parts)
-    forward = _side(rows, columns, weights, here, np.argsort(other), there, shape[0], parts)
-    turned = (columns[other], rows[other], weights[other])
-    return Graph(forward, _side(*turned, there, other, here, shape[1], parts))
+    rows, columns = rows[order], columns[order]
+    i = int(np.flatnonzero((rows[1:] == rows[:-1]) & (columns[1:] == columns[:-1]))[0])
+    return (
+        f"the edge ({rows[i]}, {columns[i]}) occurs twice; merge repeated interactions first "
+        "(pipelines.interactions.drop_duplicates)."
+    )
 
 
-def _places(rows: np.ndarray, n: int, parts: int) -> tuple[np.ndarray, int]:
-    """Where each edge stands once its part is padded, and how long a part is."""
-    counts = np.bincount(rows // (n // parts), minlength=parts)
+class _Padded(NamedTuple):
+    """Where things stand once the edges of every part are padded to the longest part."""
+
+    places: np.ndarray  # int64 [e], of the edges
+    shifts: np.ndarray  # int64 [n], how far the edges of a row moved
+    size: int
+
+
+def _padded(offsets: np.ndarray, parts: int) -> _Padded:
+    each = (len(offsets) - 1) // parts
+    begins = offsets[::each].astype(np.int64)
+    counts = np.diff(begins)
     length = max(int(counts.max()), 1)
-    begins = np.cumsum(counts) - counts
-    part = np.repeat(np.arange(parts), counts)
-    return part * length + np.arange(len(rows)) - begins[part], length
+    shifts = np.arange(parts) * length - begins[:-1]
+    places = np.arange(begins[-1]) + np.repeat(shifts, counts)
+    return _Padded(places, np.repeat(shifts, each), parts * length)
 
 
-def _side(rows, columns, weights, here, mate, there, n: int, parts: int) -> Side:
-    places, length = here
-    size = parts * length
-    last = np.repeat((np.arange(parts) + 1) * (n // parts) - 1, length)  # padding: the last row
-    counts = np.bincount(rows, minlength=n).reshape(parts, -1)
-    ends = np.cumsum(counts, axis=1) + np.arange(parts)[:, None] * length
+def _side(matrix, weights: np.ndarray, edges: np.ndarray, padded: _Padded, parts: int) -> Side:
+    offsets, n = matrix.indptr, len(padded.shifts)
+    last = np.repeat((np.arange(parts) + 1) * (n // parts) - 1, padded.size // parts)
 
-    def put(values: np.ndarray, empty: np.ndarray, kind) -> np.ndarray:
-        out = empty.astype(kind)
-        out[places] = values
+    def put(values: np.ndarray, empty: np.ndarray | int, kind: type) -> np.ndarray:
+        out = np.broadcast_to(empty, padded.size).astype(kind)
+        out[padded.places] = values
         return out
 
     return Side(
-        (ends - counts).reshape(-1).astype(np.int32),
-        ends.reshape(-1).astype(np.int32),
-        put(rows, last, np.int32),
-        put(columns, np.zeros(size), np.int32),
-        put(weights, np.zeros(size), np.float32),
-        put(there[0][mate], np.zeros(size), np.int32),
+        (offsets[:-1] + padded.shifts).astype(np.int32),
+        (offsets[1:] + padded.shifts).astype(np.int32),
+        put(np.repeat(np.arange(n), np.diff(offsets)), last, np.int32),  # padding: the last row
+        put(matrix.indices, 0, np.int32),
+        put(weights, 0, np.float32),
+        put(edges, -1, np.int32),
     )
 
 
 def interaction_graph(
     users: np.ndarray, items: np.ndarray, n_users: int, n_items: int, parts: int = 1
 ) -> Graph:
-    """R̂ = D_u^-1/2 R D_i^-1/2 [n_users,n_items] of int edges [e]; a repeated edge counts once."""
-    pairs = np.unique(np.stack([users, items]).astype(np.int64), axis=1)
-    users, items = pairs
-    graph = from_edges(users, items, np.ones(len(users)), (n_users, n_items), parts)
+    """R̂ = D_u^-1/2 R D_i^-1/2 [n_users,n_items] of int edges [e]; a repeated edge counts once.
+
+    Raises ValueError as `from_edges` does.
+    """
+    shape = (n_users, n_items)
+    _check(users, items, shape, parts)
+    counts = scipy.sparse.coo_array((np.ones(len(users), np.int32), (users, items)), shape=shape)
+    users, items = counts.tocsr().nonzero()  # repeated edges have become one
     u = np.bincount(users, minlength=n_users) + EPSILON
     i = np.bincount(items, minlength=n_items) + EPSILON
-    side = graph.forward
-    weights = side.weights / np.sqrt(u[side.rows] * i[side.columns])
-    return with_weights(graph, weights.astype(np.float32))
+    return from_edges(users, items, 1 / np.sqrt(u[users] * i[items]), shape, parts)
 
 
 def with_weights(graph: Graph, weights: Array) -> Graph:
-    """The same edges with other weights [e], given in the order of `graph.forward`."""
-    back = graph.backward
-    turned = weights[back.edges] * (back.weights != 0)
-    return Graph(graph.forward._replace(weights=weights), back._replace(weights=turned))
+    """The same edges with other weights [e], given in the order of `graph.forward`.
+
+    Padding keeps weight 0, whatever is given for it.
+    """
+    there, back = graph.forward, graph.backward
+    turned = weights[back.edges] * (back.edges >= 0)
+    return Graph(
+        there._replace(weights=weights * (there.edges >= 0)), back._replace(weights=turned)
+    )
 
 
 def binary(graph: Graph) -> Graph:
@@ -147,19 +176,25 @@ def degrees(side: Side, n: int) -> Array:
 
 
 def has_edge(side: Side, rows: Array, columns: Array) -> Array:
-    """bool [p]: whether the edge (rows[p], columns[p]) is there; a search by halves in the row."""
+    """bool [p]: whether the edge (rows[p], columns[p]) is there, whatever its weight."""
     low, end = side.starts[rows], side.ends[rows]
-    length = len(side.columns)
+    at = first(low, end, lambda place: side.columns[place] >= columns)
+    return (at < end) & (side.columns[jnp.minimum(at, len(side.columns) - 1)] == columns)
 
-    def halve(_, bounds):
+
+def first(low: Array, high: Array, holds: Callable[[Array], Array]) -> Array:
+    """int32 [p]: the first place in [low, high) where `holds` is True, or high; by halves.
+
+    low, high: int32 [p]; `holds` takes places [p] and stays True once it is.
+    """
+
+    def halve(bounds):
         low, high = bounds
         middle = (low + high) // 2
-        below = side.columns[middle] < columns
-        open_ = low < high
-        return jnp.where(open_ & below, middle + 1, low), jnp.where(open_ & ~below, middle, high)
+        yes, open_ = holds(middle), low < high
+        return jnp.where(open_ & ~yes, middle + 1, low), jnp.where(open_ & yes, middle, high)
 
-    at, _ = lax.fori_loop(0, length.bit_length(), halve, (low, end))
-    return (at < end) & (side.columns[jnp.minimum(at, length - 1)] == columns)
+    return lax.while_loop(lambda bounds: jnp.any(bounds[0] < bounds[1]), halve, (low, high))[0]
 
 
 @jax.custom_vjp
@@ -241,17 +276,20 @@ def renormalised(graph: Graph, kept: Array, n_users: int, n_items: int) -> Graph
     return with_weights(graph, ones * lax.rsqrt(u[side.rows] * i[side.columns]))
 
 
-def nearest(x: np.ndarray, k: int, present: np.ndarray, chunk: int = 1024):
+def nearest(x: np.ndarray, k: int, present: np.ndarray, chunk: int | None = None):
     """(items int32 [n,k], cosines float32 [n,k]) of the k nearest rows of x [n,f], itself included.
 
     Rows where `present` is False have no neighbours and are nobody's: their entries, and those
-    beyond the number of present rows, hold cosine -inf. Ties go to the smaller row.
+    beyond the number of present rows, hold cosine -inf. Ties go to the smaller row. k is at most
+    n. `chunk` rows are compared at a time with all others; None: as many as 256 MiB hold.
     """
-    n = len(x)
+    n, k = len(x), min(k, len(x))
+    chunk = chunk or max(1, min(1024, n, COSINES // n))
     unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    unit = unit.astype(np.float32)
     rows = np.pad(unit, ((0, -n % chunk), (0, 0))).reshape(-1, chunk, x.shape[1])
-    values, ids = _nearest(rows.astype(np.float32), unit.astype(np.float32), present, min(k, n))
-    values, ids = (np.array(a).reshape(-1, min(k, n))[:n] for a in (values, ids))
+    values, ids = _nearest(rows, unit, present, k)
+    values, ids = (np.array(a).reshape(-1, k)[:n] for a in (values, ids))
     values[~np.asarray(present)] = -np.inf
     return ids, values
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from zoo.graph import Side, has_edge
+from zoo.graph import Side, first
 
 Array = jax.Array
 
@@ -41,23 +41,19 @@ def log_probability(counts: Array) -> Array:
 
 def sample_unseen(key: Array, users: Array, history: Side, popularity: Array) -> tuple:
     """(items int32 [p], found bool [p]): for each user one item that training has seen, outside
-    the user's own train items; uniform, by rejection.
+    the user's own train items, uniform. `found` is False for a user who has every item.
 
-    history: the forward side of the interaction graph; popularity [n]: train counts. `found` is
-    False for a user who has every item, after 100 rounds.
+    history: the forward side of the interaction graph; popularity [n]: train counts, above 0 for
+    every item of a history. Nothing is rejected: the r-th item that a user with the sorted
+    history c does not have is the (r+j)-th of all, j the first place where c_j has more than
+    r + j others before it.
     """
-    seen = popularity.at[0].set(0) > 0
+    seen = (popularity > 0) & (jnp.arange(len(popularity)) > 0)
     ids = jnp.nonzero(seen, size=len(seen), fill_value=0)[0].astype(jnp.int32)
-    count = jnp.maximum(jnp.sum(seen), 1)
-
-    def draw(state):
-        round, key, items, bad = state
-        key, use = jax.random.split(key)
-        fresh = ids[jax.random.randint(use, users.shape, 0, count)]
-        items = jnp.where(bad, fresh, items)
-        return round + 1, key, items, bad & has_edge(history, users, items)
-
-    start = (0, key, jnp.zeros(users.shape, jnp.int32), jnp.ones(users.shape, bool))
-    more = lambda state: (state[0] < 100) & jnp.any(state[3])  # noqa: E731
-    _, _, items, bad = jax.lax.while_loop(more, draw, start)
-    return items, ~bad
+    before = jnp.cumsum(seen, dtype=jnp.int32) - seen
+    start, end = history.starts[users], history.ends[users]
+    free = jnp.sum(seen, dtype=jnp.int32) - (end - start)
+    nth = jax.random.randint(key, users.shape, 0, jnp.maximum(free, 1), dtype=jnp.int32)
+    later = lambda at: before[history.columns[at]] - (at - start) > nth  # noqa: E731
+    own = first(start, end, later) - start
+    return jnp.where(free > 0, ids[jnp.minimum(nth + own, len(ids) - 1)], 0), free > 0
