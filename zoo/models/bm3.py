@@ -103,12 +103,21 @@ def target(x: Array, keep: Array, dropout: float) -> Array:
 
 
 def draw_keeps(key: Array, out: dict, pairs: Pairs, dropout: float) -> dict[str, Array]:
-    """What dropout keeps of the targets: {users, items, and each modality: bool [p,d]}."""
-    names = ("users", "items", *(f"content_{m}" for m in out["contents"]))
-    shape = (len(pairs.users), out["h_users"].shape[1])
-    keys = jax.random.split(key, len(names))
-    draws = (jax.random.bernoulli(k, 1 - dropout, shape) for k in keys)
-    return dict(zip(names, draws, strict=True))
+    """What dropout keeps of the targets: {users, items, and each modality: bool [p,d]}.
+
+    Drawn by row id, as if whole tables were dropped out: an item that occurs twice in a batch
+    has one mask.
+    """
+    ids = {"users": pairs.users, "items": pairs.positives}
+    ids |= {f"content_{m}": pairs.positives for m in out["contents"]}
+    keys = jax.random.split(key, len(ids))
+    width = out["h_users"].shape[1]
+
+    def row(key: Array, id: Array) -> Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, id), 1 - dropout, (width,))
+
+    rows = jax.vmap(row, in_axes=(None, 0))
+    return {name: rows(key, x) for key, (name, x) in zip(keys, ids.items(), strict=True)}
 
 
 def agreements(
@@ -136,10 +145,16 @@ def agreements(
 
 
 def table_norms(out: dict, pairs: Pairs, catalogue: dict) -> Array:
-    """(‖H_U‖_F + ‖H_I‖_F) / N over all users with interactions and all N items."""
-    known, valid = catalogue["users"] > 0, catalogue["valid"]
-    total = norm(out["h_users"] * known[:, None]) + norm(out["h_items"] * valid[:, None])
-    return total / jnp.sum(valid)
+    """(‖H_U‖_F + ‖H_I‖_F) / N over all users and all N items."""
+    users, items = real_users(catalogue["users"]), catalogue["valid"]
+    total = norm(out["h_users"] * users[:, None]) + norm(out["h_items"] * items[:, None])
+    return total / jnp.sum(items)
+
+
+def real_users(counts: Array) -> Array:
+    """bool [u]: rows 1 to the last user with train interactions; the others are padding."""
+    rows = jnp.arange(len(counts))
+    return (rows > 0) & (rows <= jnp.max(jnp.where(counts > 0, rows, 0)))
 
 
 def batch_squares(out: dict, pairs: Pairs, catalogue: dict) -> Array:
