@@ -15,61 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from experiments import EXPERIMENTS
 
 RESULTS = Path(__file__).parent / "results"
-SLOW_LOSS = {"epochs": 40, "rate": 2e-3, "evaluate_every": 170, "patience": 3}
-MOVIES = {
-    "model": "two_tower",
-    "data": "ml-latest-small",
-    "options": {"require": ("image",), "k_core": 5, "split": "global-time"},
-    "settings": {"epochs": 60, "rate": 1e-3, "patience": 6},
-}
-TOWERS = {"user": "trunk"}
-EXPERIMENTS: dict[str, dict] = {
-    "towers-id": {**MOVIES, "fields": {**TOWERS, "items": "id"}},
-    "towers-content": {**MOVIES, "fields": {**TOWERS, "items": "content"}},
-    "towers-both": {**MOVIES, "fields": {**TOWERS, "items": "both"}},
-    "towers-shuffled": {**MOVIES, "fields": {**TOWERS, "items": "both"}, "shuffle": True},
-    "sasrec-beauty": {"model": "sasrec", "data": "amazon-beauty", "settings": SLOW_LOSS},
-    "sasrec-bce-beauty": {
-        "model": "sasrec",
-        "data": "amazon-beauty",
-        "fields": {"objective": "bce"},
-        "settings": {"epochs": 200, "rate": 2e-3, "evaluate_every": 425, "patience": 3},
-    },
-    "sasrec-sampled-sports": {
-        "model": "sasrec",
-        "data": "amazon-sports",
-        "fields": {"objective": "sampled", "negatives": 1024},
-        "settings": {"epochs": 60, "rate": 2e-3, "evaluate_every": 300, "patience": 3},
-    },
-    "sasrec-sports": {
-        "model": "sasrec",
-        "data": "amazon-sports",
-        "settings": {"epochs": 40, "rate": 2e-3, "evaluate_every": 250, "patience": 3},
-    },
-    **{
-        f"try-sports-{name}": {
-            "model": "sasrec",
-            "data": "amazon-sports",
-            "fields": fields,
-            "settings": {"epochs": 40, "rate": 2e-3, "evaluate_every": 250, "patience": 3} | other,
-        }
-        for name, fields, other in (
-            ("small-batch", {}, {"batch": 8, "rate": 1e-3, "evaluate_every": 960}),
-            ("wide", {"width": 128}, {"rate": 1e-3}),
-            ("less-dropout", {"dropout": 0.3}, {"rate": 1e-3}),
-            ("decay", {}, {"weight_decay": 0.05}),
-            ("ligr", {"block": "ligr", "ffn": "swiglu", "multiplier": 2}, {"rate": 1e-3}),
-        )
-    },
-    "esasrec-beauty": {
-        "model": "esasrec",
-        "data": "amazon-beauty",
-        "fields": {"negatives": 1024, "dropout": 0.5},
-        "settings": SLOW_LOSS,
-    },
-}
+CURVE = (1, 2, 3, 6, 11, 21, 51, 101, 151)  # epochs done, where the curve is kept
 
 
 def hardware() -> str:
@@ -112,9 +61,15 @@ def one(experiment: dict, data, seed: int, out: Path | None, scored: bool = True
     data = shuffled(data, seed) if experiment.get("shuffle") else data
     began = time.monotonic()
 
+    losses, curve = [], []
+
     def report(step, steps, metrics):
+        losses.extend([metrics["loss"]] if "loss" in metrics else [])
         if settings.select in metrics:
-            print(f"{step}/{steps} {settings.select} {metrics[settings.select]:.4f}", flush=True)
+            value = round(metrics[settings.select], 5)
+            curve.append({"step": step, "loss": round(sum(losses), 4), settings.select: value})
+            losses.clear()
+            print(curve[-1], flush=True)
 
     fitted, seen = api.fit(experiment["model"], data, out, settings, report=report, **fields)
     row = {
@@ -122,6 +77,7 @@ def one(experiment: dict, data, seed: int, out: Path | None, scored: bool = True
         "steps": fitted.steps,
         "chosen_step": fitted.best["step"],
         "valid": {k: v for k, v in fitted.best.items() if k != "step"},
+        "curve": [curve[n - 1] for n in CURVE if n <= len(curve)],
         "train_seconds": fitted.seconds,
         "examples_per_second": fitted.examples_per_second,
         "params_sha256": fitted.params_sha256,
@@ -170,7 +126,7 @@ def main() -> None:
     data = api.load_data(args.data / experiment["data"], options)
     if args.experiment.startswith("try-"):
         return search(args, experiment, data)
-    path = RESULTS / f"{args.experiment}.json"
+    path = RESULTS / experiment.get("folder", "") / f"{args.experiment}.json"
     done = json.loads(path.read_text())["rows"] if path.exists() else []
     for seed in args.seeds:
         out = args.runs / f"{args.experiment}-{seed}" if args.runs else None
@@ -185,7 +141,7 @@ def main() -> None:
             "summary": summary(done),
             "rows": done,
         }
-        RESULTS.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(told, indent=1))
         print(json.dumps({"seed": seed, **row["test"]}), flush=True)
 

@@ -21,6 +21,7 @@ from scipy.signal import resample_poly
 
 from pipelines.features import BLOCK, describe_images, describe_sounds, standardise, text_features
 from pipelines.schema import DataError, Dataset
+from pipelines.words import KEYWORDS
 
 Source = str | Path | bytes | None
 TEXT_COLUMNS = ("title", "text", "genres", "overview", "description", "brand", "categories")
@@ -158,8 +159,10 @@ def with_features(
 ) -> tuple[Dataset, list[Problem]]:
     """The data set with `features` and `present` of the modalities it has content for.
 
-    Text is read from the columns named in TEXT_COLUMNS, images and audio from the files that the
-    columns `image` and `audio` name. Modalities that have features already are left as they are.
+    Text is read from the columns named in TEXT_COLUMNS, or, without any of these, from the
+    machine-written keywords that the floors read (words.KEYWORDS); images and audio from the
+    files that the columns `image` and `audio` name. Modalities that have features already are
+    left as they are.
     `seed` starts the SVD of the text. DataError for a modality that is none of the three.
     """
     unknown = set(modalities) - set(MAKERS)
@@ -176,6 +179,9 @@ def with_features(
 
 def _text(dataset: Dataset, seed: int) -> tuple | None:
     columns = [dataset.columns[name] for name in TEXT_COLUMNS if name in dataset.columns]
+    if not columns:  # machine-written keywords stand in: `|` and `▁` part their pieces
+        keywords = [dataset.columns[name] for name in KEYWORDS if name in dataset.columns]
+        columns = [[x.replace("|", " ").replace("▁", " ") for x in column] for column in keywords]
     if not columns:
         return None
     texts = [clean_text(" ".join(map(clean_text, row))) for row in zip(*columns, strict=True)]

@@ -82,7 +82,8 @@ class Loader:
             )
         self.source = BatchRows(rows, batch, seed, **options)
         self.per_epoch, self.stack = self.source.per_epoch, self.source.stack
-        shape = (batch,) if self.stack is None else (self.stack, batch)
+        share = batch // self.source.processes
+        shape = (share,) if self.stack is None else (self.stack, share)
         self.example = {k: np.zeros((*shape, *a.shape[1:]), a.dtype) for k, a in arrays.items()}
         dataset = grain.MapDataset.source(self.source).map(lambda rows: gather(arrays, rows))
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)

@@ -223,7 +223,7 @@ def save(
 ) -> Path:
     """Write the bundle of a fitted model: everything that serving needs, hashes included."""
     uses_content, graph = _wanted(model, chosen) != "id", entry(model).family == "graph"
-    catalogue = data.linked(jax.tree.map(np.asarray, fitted.catalogue))
+    catalogue = data.linked(meshes.fetch(fitted.catalogue))
     kept = ("valid", "popularity") + (("features", "present") if uses_content else ())
     kept += ("users",) if graph or chosen.get("user") == "id" else ()
     kept += ("train",) if graph else ()
@@ -242,10 +242,13 @@ def save(
         "options": asdict(data.options),
     }
     evaluation_row = {"valid": fitted.best, **(results or {})}
+    params = meshes.fetch(fitted.params)
+    if jax.process_index():  # several hosts: the first one writes
+        return Path(folder)
     return save_bundle(
         folder,
         config=config,
-        params=jax.tree.map(np.asarray, fitted.params),
+        params=params,
         item_ids=data.dataset.item_ids,
         item_columns=columns,
         features={k: catalogue[k] for k in kept},

@@ -2,11 +2,12 @@
 
 import dataclasses
 import difflib
-import json
 import logging
 import sys
 from pathlib import Path
 from typing import Any
+
+from zoo.console import Bar, rounded, tell
 
 COMMANDS = {
     "quickstart": "make a small world, train on it, compare, save, load back, recommend",
@@ -108,17 +109,26 @@ class MeshArgs:
 
 def _train_args(model: str) -> type:
     """The options of `zoo train MODEL`: data, settings, mesh and the model's own fields."""
-    from zoo.fitting import Settings
+    from zoo.fitting import Settings, settings_for
     from zoo.models import fields
 
+    family = dataclasses.asdict(settings_for(model))
+    own = [f for f in dataclasses.fields(Settings) if f.default != family[f.name]]
+    settings_args = dataclasses.make_dataclass(
+        "SettingsArgs",
+        [(f.name, f.type, family[f.name]) for f in own],
+        bases=(Settings,),
+        frozen=True,
+        kw_only=True,
+    )
     chosen = [(k, kind, dataclasses.field(default=v)) for k, (kind, v) in fields(model).items()]
     model_args = dataclasses.make_dataclass("ModelArgs", chosen, frozen=True)
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class TrainArgs(DataArgs, Settings):
+    class TrainArgs(DataArgs, settings_args):
         out: Path
         objective: str | None = None
-        """Short for --model.objective."""
+        """Short for --model.objective, where the model has one."""
         model: model_args = model_args()
         mesh: MeshArgs = MeshArgs()
 
@@ -154,7 +164,7 @@ def _train(argv: list[str]) -> int:
     api.build(name, **chosen)  # bad fields are told before any data is read
     mesh = meshes.make_mesh(args.mesh.data, args.mesh.model)
     data = api.load_data(args.data, args.options())
-    with _Bar(f"train {name}", args.select) as bar:
+    with Bar(f"train {name}", args.select) as bar:
         fitted, data = api.fit(name, data, args.out, args.settings(), mesh, bar, **chosen)
     result = {
         "model": name,
@@ -163,11 +173,11 @@ def _train(argv: list[str]) -> int:
         "steps": fitted.steps,
         "seconds": round(fitted.seconds, 3),
         "examples_per_second": round(fitted.examples_per_second, 1),
-        "best": {**_rounded(fitted.best), "select": args.select},
+        "best": {**rounded(fitted.best), "select": args.select},
         "params_sha256": fitted.params_sha256,
         "split_hash": data.split.hash,
     }
-    return _tell(result, args.json)
+    return tell(result, args.json)
 
 
 def _evaluate(argv: list[str]) -> int:
@@ -187,7 +197,7 @@ def _evaluate(argv: list[str]) -> int:
     bundle = api.from_pretrained(name)
     data = api.load_data(args.data, args.options(bundle.data_options()))
     result = api.evaluate(bundle, data, args.split, mask=not args.no_mask, batch=args.batch)
-    return _tell(
+    return tell(
         {
             "model": bundle.config["model"],
             "split": args.split,
@@ -196,8 +206,8 @@ def _evaluate(argv: list[str]) -> int:
             "same_split_as_training": data.split.hash == bundle.split["hash"],
             "mask": "none" if args.no_mask else "history",
             "events": result.n_events,
-            "metrics": _rounded(result.metrics),
-            "strata": {name: _rounded(row) for name, row in result.strata.items()},
+            "metrics": rounded(result.metrics),
+            "strata": {name: rounded(row) for name, row in result.strata.items()},
         },
         args.json,
     )
@@ -223,7 +233,7 @@ def _recommend(argv: list[str]) -> int:
             print(f"{place:>3}  {x.item:<16} {x.score:9.4f}  {x.title}")
         return 0
     told = [{"item": x.item, "score": round(x.score, 5), "title": x.title} for x in lines]
-    return _tell({"history": history, "recommendations": told}, True)
+    return tell({"history": history, "recommendations": told}, True)
 
 
 def _floors(argv: list[str]) -> int:
@@ -240,7 +250,7 @@ def _floors(argv: list[str]) -> int:
     table = api.floors(data, args.only or None, mask=not args.no_mask)
     result = {"data": data.dataset.name, "protocol": data.split.protocol}
     result |= {"split_hash": data.split.hash, "floors": table}
-    return _tell(result, args.json)
+    return tell(result, args.json)
 
 
 def _models(argv: list[str]) -> int:
@@ -261,7 +271,7 @@ def _models(argv: list[str]) -> int:
         for name, e in MODELS.items()
     }
     if args.json:
-        return _tell({"models": table}, True)
+        return tell({"models": table}, True)
     for name, row in table.items():
         print(f"{name:<16} {row['family']:<11} {row['summary']} ({row['paper']})")
     return 0
@@ -289,13 +299,13 @@ def _data(argv: list[str]) -> int:
     if action == "prepare":
         from pipelines.datasets.three_tables import prepare
 
-        return _tell({"prepared": str(prepare(args.data, args.out))}, args.json)
+        return tell({"prepared": str(prepare(args.data, args.out))}, args.json)
     dataset = sources.load(args.data, args.part)
     if action == "describe":
         described = interactions.describe(dataset)
-        return _tell({"data": dataset.name, "source": dataset.source, **described}, args.json)
+        return tell({"data": dataset.name, "source": dataset.source, **described}, args.json)
     findings = interactions.validate(dataset)
-    _tell({"data": dataset.name, "findings": findings}, args.json)
+    tell({"data": dataset.name, "findings": findings}, args.json)
     return 1 if findings else 0
 
 
@@ -311,53 +321,6 @@ def _quickstart(argv: list[str]) -> int:
     args = _parse(QuickstartArgs, argv, "quickstart")
     from zoo.quickstart import quickstart
 
-    with _Bar("train", "recall@10") as bar:
+    with Bar("train", "recall@10") as bar:
         result = quickstart(args.out, args.epochs, args.seed, bar, quiet=args.json)
-    return _tell(result, True) if args.json else 0
-
-
-class _Bar:
-    """A progress bar on standard error; called as report(step, steps, metrics)."""
-
-    def __init__(self, name: str, select: str):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as Remaining
-
-        columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), Remaining())
-        told = TextColumn("{task.fields[told]}")
-        self.progress = Progress(*columns, told, console=Console(stderr=True))
-        self.select, self.loss, self.best = select, "", ""
-        self.task = None
-
-    def __enter__(self):
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_):
-        self.progress.stop()
-
-    def __call__(self, step: int, steps: int, metrics: dict[str, float]) -> None:
-        if self.task is None:
-            self.task = self.progress.add_task("", total=steps, told="")
-        if "loss" in metrics:
-            self.loss = f"loss {metrics['loss']:.4f}"
-        if self.select in metrics:
-            self.best = f"validation {self.select} {metrics[self.select]:.4f}"
-        self.progress.update(self.task, completed=step, told=f"{self.loss}  {self.best}")
-
-
-def _rounded(metrics: dict[str, Any], digits: int = 6) -> dict[str, Any]:
-    return {k: round(v, digits) if isinstance(v, float) else v for k, v in metrics.items()}
-
-
-def _tell(result: dict[str, Any], as_json: bool) -> int:
-    """One JSON object, or the same as readable lines, on standard output."""
-    if as_json:
-        print(json.dumps(result))
-        return 0
-    from rich.console import Console
-    from rich.pretty import Pretty
-
-    Console().print(Pretty(result, expand_all=True))
-    return 0
+    return tell(result, True) if args.json else 0

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from zoo.mesh import path_name, shard_batch
+from zoo.mesh import fetch, path_name, shard_batch
 from zoo.metrics import Summary, ranking_metrics, summary
 from zoo.recommender import Catalogue, Index, Params, Recommender
 from zoo.retrieval import Ranks, count_ranks, refuse_nan, row_tiles
@@ -102,7 +102,7 @@ def evaluate(
     if index is None:
         index = _index(recommender, params, catalogue)
     _refuse_nan_index(index)
-    valid = np.array(index["valid"])
+    valid = fetch(index["valid"]).copy()
     if candidates is not None:
         valid &= np.asarray(candidates, bool)
     valid[0] = False
@@ -172,7 +172,7 @@ def _read(batch: dict, ranks: Ranks, valid: np.ndarray, mask: bool) -> dict[str,
     row = {
         "positives": np.asarray(batch["positives"])[kept],
         "history": _history(batch)[kept],
-        **{name: np.asarray(x)[kept] for name, x in ranks._asdict().items()},
+        **{name: x[kept] for name, x in fetch(ranks._asdict()).items()},
     }
     row["event"] = np.asarray(batch["event"])[kept] if "event" in batch else None
     exclude = np.asarray(batch["exclude"])[kept] if mask and "exclude" in batch else None
@@ -225,7 +225,7 @@ def _asked(rows: list[dict], catalogue: Catalogue) -> Asked:
         return np.concatenate(grown)
 
     positives = column("positives")
-    popularity = np.asarray(catalogue["popularity"])
+    popularity = fetch(catalogue["popularity"])
     numbered = all(row["event"] is not None for row in rows)
     event = [row["event"] for row in rows] if numbered else [np.arange(len(positives))]
     event = np.concatenate(event)

@@ -113,7 +113,8 @@ class Run:
     def _load(self, family: str) -> None:
         """The loader, and how many steps: in all, between evaluations, and a dispatch."""
         s, graph = self.settings, family == "graph"
-        options = {} if graph else {"length": self.max_len}
+        options = {"process": jax.process_index(), "processes": jax.process_count()}
+        options |= {} if graph else {"length": self.max_len}
         make = partial(pair_loader if graph else sequence_loader, self.split, s.batch, **options)
         per_epoch = make(seed=s.seed).per_epoch
         self.steps = s.steps or s.epochs * per_epoch
@@ -229,9 +230,10 @@ def _loop(run: Run, state, progress: Progress, report, store: Store | None = Non
         progress.history.append({"step": until, **metrics})
         report(until, run.steps, metrics)
         if progress.improved():
-            chosen = jax.tree.map(np.asarray, state.params)
+            chosen = meshes.fetch(state.params)
         if store:
-            append_metrics(store.folder, progress.history[-1])
+            if jax.process_index() == 0:
+                append_metrics(store.folder, progress.history[-1])
             place = run.loader.place()
             store.save(until, state, place, progress.saved(), best=progress.improved())
     if store:
@@ -283,7 +285,7 @@ def _fitted(run: Run, state: TrainState, progress: Progress, chosen) -> Fitted:
         progress.examples / seconds,
         progress.history[progress.best()] if progress.history else {},
         progress.history,
-        params_sha256(state.params),
+        params_sha256(meshes.fetch(state.params)),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -78,6 +79,16 @@ def shard_batch(
     if jax.process_count() == 1:
         return jax.device_put(batch, rows)
     return {k: jax.make_array_from_process_local_data(rows, x) for k, x in batch.items()}
+
+
+def fetch(tree: Any) -> Any:
+    """The arrays of `tree` as numpy, whole, on every process. All processes must call it."""
+
+    def one(x):
+        whole = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+        return np.asarray(x) if whole else np.asarray(process_allgather(x, tiled=True))
+
+    return jax.tree.map(one, tree)
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, P]] = RULES) -> Any:

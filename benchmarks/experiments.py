@@ -1,0 +1,79 @@
+"""The runs of reach.py: which model on which data, with which fields and settings."""
+
+SLOW_LOSS = {"epochs": 40, "rate": 2e-3, "evaluate_every": 170, "patience": 3}
+MOVIES = {
+    "model": "two_tower",
+    "data": "ml-latest-small",
+    "options": {"require": ("image",), "k_core": 5, "split": "global-time"},
+    "settings": {"epochs": 60, "rate": 1e-3, "patience": 6},
+}
+TOWERS = {"user": "trunk"}
+SPORTS_SEARCH = {
+    "small-batch": ({}, {"batch": 8, "rate": 1e-3, "evaluate_every": 960}),
+    "wide": ({"width": 128}, {"rate": 1e-3}),
+    "less-dropout": ({"dropout": 0.3}, {"rate": 1e-3}),
+    "text": ({"items": "both"}, {"batch": 16, "rate": 1e-3, "evaluate_every": 480}),
+    "ligr": ({"block": "ligr", "ffn": "swiglu", "multiplier": 2}, {"rate": 1e-3}),
+}
+# The authors' settings on the sets of the reference runs; `folder` is where the results go.
+GRAPH_DATA = {
+    "tiktok": {"data": "tiktok"},
+    "ml-100k": {"data": "ml-100k", "options": {"part": "ml100k_logs_33_33_33"}},
+}
+GRAPH_FIELDS = {
+    ("bm3", "tiktok"): {"layers": 1, "dropout": 0.5, "reg": 0.1},
+    ("bm3", "ml-100k"): {"layers": 1, "dropout": 0.3, "reg": 0.01},
+    ("freedom", "tiktok"): {"prune": 0.8, "reg": 1e-3},
+    ("freedom", "ml-100k"): {"prune": 0.8, "reg": 0.0},
+}
+GRAPH_MODELS = ("bpr", "lightgcn", "vbpr", "bm3", "freedom", "mgcn", "smore", "lgmrec")
+GRAPH_MODELS += ("em3_public",)
+EXPERIMENTS: dict[str, dict] = {
+    **{
+        f"{model}-{data}": {
+            "model": model,
+            "folder": "graph",
+            "fields": GRAPH_FIELDS.get((model, data), {}),
+            **where,
+        }
+        for model in GRAPH_MODELS
+        for data, where in GRAPH_DATA.items()
+    },
+    "towers-id": {**MOVIES, "fields": {**TOWERS, "items": "id"}},
+    "towers-content": {**MOVIES, "fields": {**TOWERS, "items": "content"}},
+    "towers-both": {**MOVIES, "fields": {**TOWERS, "items": "both"}},
+    "towers-shuffled": {**MOVIES, "fields": {**TOWERS, "items": "both"}, "shuffle": True},
+    "sasrec-beauty": {"model": "sasrec", "data": "amazon-beauty", "settings": SLOW_LOSS},
+    "sasrec-bce-beauty": {
+        "model": "sasrec",
+        "data": "amazon-beauty",
+        "fields": {"objective": "bce"},
+        "settings": {"epochs": 200, "rate": 2e-3, "evaluate_every": 425, "patience": 3},
+    },
+    "sasrec-sampled-sports": {
+        "model": "sasrec",
+        "data": "amazon-sports",
+        "fields": {"objective": "sampled", "negatives": 1024},
+        "settings": {"epochs": 60, "rate": 2e-3, "evaluate_every": 300, "patience": 3},
+    },
+    "sasrec-sports": {
+        "model": "sasrec",
+        "data": "amazon-sports",
+        "settings": {"epochs": 40, "rate": 2e-3, "evaluate_every": 250, "patience": 3},
+    },
+    **{
+        f"try-sports-{name}": {
+            "model": "sasrec",
+            "data": "amazon-sports",
+            "fields": fields,
+            "settings": {"epochs": 40, "rate": 2e-3, "evaluate_every": 250, "patience": 3} | other,
+        }
+        for name, (fields, other) in SPORTS_SEARCH.items()
+    },
+    "esasrec-beauty": {
+        "model": "esasrec",
+        "data": "amazon-beauty",
+        "fields": {"negatives": 1024, "dropout": 0.5},
+        "settings": SLOW_LOSS,
+    },
+}
