@@ -1,0 +1,338 @@
+"""Graph models side by side with plain PyTorch, alternating in one run; cost against edges; scale.
+
+    python benchmarks/graph.py beside --competitor-python ENV/bin/python
+    python benchmarks/graph.py edges
+    python benchmarks/graph.py scale
+
+Each mode writes its key of results/graph.json. The worlds are made up, of the sizes of tiktok and
+Amazon Sports or larger (competitors/random_graph.py); what counts is time, not accuracy. A step is
+everything: shuffled batch, unseen negatives, loss, gradient, Adam. `beside` measures each model as
+a process of its own, held to the same cores, after choosing PyTorch's best setting in the same run.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from sequential import KEEP_MEMORY, as_flags, command, hardware
+
+HERE = Path(__file__).resolve().parent
+OUT = HERE / "results" / "graph.json"
+sys.path.append(str(HERE / "competitors"))
+PROGRAMS = {"lightgcn": "torch_graph.py", "lgmrec": "torch_lgmrec.py"}
+# Coordinate search: the first value is the start, the others are tried in this order.
+TUNED = {
+    "lightgcn": {
+        "keep-memory": (True, False),
+        "autograd": (False, True),
+        "layout": ("csr", "coo"),
+        "sampler": ("keys", "table"),
+    },
+    "lgmrec": {"keep-memory": (True, False), "sampler": ("keys", "table")},
+}
+# Threads of PyTorch that wait by spinning hold the core which another program keeps busy.
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+RATES = ("ms_per_step", "cpu_ms_per_step", "peak_mib")
+FAILED = (
+    "Tried for the sparse product on CPU and slower than the compressed-row kernel: tables cut "
+    "into 2, 4 or 8 slices of their width (1.0 to 3 times its time), rows of equal length as a "
+    "sum of gathers (1.6 to 4 times), gather and batched dot (2.4 to 6), sorted segment sum (4 to "
+    "10). The kernel already shares its rows among the threads of the process, so cutting rows "
+    "into parts gains nothing on one device. Negatives by rejection in a loop took 3 ms of a "
+    "tiktok step; the exact draw replaced it."
+)
+
+
+def measure(who: str, model: str, setting: dict, args: argparse.Namespace, **common) -> dict:
+    """One process on `threads` cores. Raises RuntimeError with its last words."""
+    flags = common | setting
+    environment = os.environ | PATIENT | (KEEP_MEMORY if flags.pop("keep-memory", False) else {})
+    if who == "zoo":
+        words = [sys.executable, Path(__file__), "zoo", "--model", model]
+    else:
+        words = [args.competitor_python, "-W", "ignore", HERE / "competitors" / PROGRAMS[model]]
+    cores = sorted(os.sched_getaffinity(0))[-flags.pop("cores") :]
+    done = subprocess.run(
+        [str(word) for word in (*words, *as_flags(flags))],
+        capture_output=True,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )
+    if done.returncode:
+        raise RuntimeError(f"{who} {flags} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    result = json.loads(done.stdout.splitlines()[-1]) | {"setting": common | setting}
+    result |= {"model": model, "load": round(os.getloadavg()[0], 1)}
+    rates = "  ".join(f"{result[rate]:8.2f} {rate}" for rate in RATES)
+    chosen = " ".join(f"{k}={v}" for k, v in result["setting"].items())
+    print(f"{model} {result['name']:6} {rates}  load {result['load']}  {chosen}", flush=True)
+    return result
+
+
+def tune(model: str, args: argparse.Namespace, common: dict) -> tuple[dict, list[dict]]:
+    """PyTorch's best setting by coordinate search, and every trial."""
+    best = {key: values[0] for key, values in TUNED[model].items()} | {"threads": common["cores"]}
+    trials = [measure("torch", model, best, args, **common)]
+    top = trials[0]
+    for key, values in (*TUNED[model].items(), ("threads", (None, 1))):
+        for value in values[1:]:
+            if best[key] == value:
+                continue
+            trials.append(measure("torch", model, {**best, key: value}, args, **common))
+            if trials[-1]["ms_per_step"] < top["ms_per_step"]:
+                best, top = {**best, key: value}, trials[-1]
+    return best, trials
+
+
+def beside(args: argparse.Namespace) -> dict:
+    """Tune PyTorch, then alternate; medians and ratios PyTorch / zoo, and every run."""
+    report = {"tuning": [], "runs": [], "summary": []}
+    for size in args.sizes:
+        for cores in args.cores:
+            common = {"size": size, "cores": cores, "epochs": args.epochs}
+            best, trials = tune(args.model, args, common)
+            report["tuning"] += trials
+            runs = {"zoo": [], "torch": []}
+            for _ in range(args.rounds):
+                for who in runs:
+                    setting = best if who == "torch" else {}
+                    runs[who].append(measure(who, args.model, setting, args, **common))
+                    report["runs"].append(runs[who][-1])
+            row = {"model": args.model, "size": size, "cores": cores, "best": best}
+            row |= {rate: ratio(runs, rate) for rate in RATES}
+            report["summary"].append(row)
+            print(json.dumps(row), flush=True)
+    return report
+
+
+def ratio(runs: dict[str, list[dict]], rate: str) -> dict[str, object]:
+    """Medians of both sides, and of PyTorch / zoo within each round, with the range."""
+    ratios = [t[rate] / z[rate] for t, z in zip(runs["torch"], runs["zoo"], strict=True)]
+    medians = {who: statistics.median(r[rate] for r in runs[who]) for who in runs}
+    return medians | {"ratio": statistics.median(ratios), "range": [min(ratios), max(ratios)]}
+
+
+def world(size: str):
+    """(split, catalogue) of a made-up world, with two modalities where it is small."""
+    import numpy as np
+    import random_graph
+
+    from pipelines.schema import Events, Ragged, Split
+    from zoo.mesh import table_rows
+
+    n_users, n_items, edges = random_graph.SIZES[size]
+    users, items = random_graph.interactions(n_users, n_items, edges)
+    order = np.argsort(users, kind="stable")
+    counts = np.bincount(users, minlength=n_users + 1)
+    train = Ragged(items[order], np.concatenate([[0], np.cumsum(counts)]))
+    none = Events(np.zeros(0, np.int32), Ragged.of([]), Ragged.of([]))
+    rows, user_rows = table_rows(n_items), table_rows(n_users)
+    valid = (np.arange(rows) > 0) & (np.arange(rows) <= n_items)
+    content = {} if size == "million" else random_graph.features(n_items)
+    place = ((1, rows - n_items - 1), (0, 0))
+    catalogue = {
+        "valid": valid,
+        "popularity": np.bincount(items, minlength=rows).astype(np.float32),
+        "users": np.pad(counts, (0, user_rows - len(counts))).astype(np.float32),
+        "features": {m: np.pad(x, place) for m, x in content.items()},
+        "present": {m: valid for m in content},
+        "train": {"users": users[order], "items": items[order]},
+    }
+    return Split("random", "mm-random-v1", train, none, none, "made up", False), catalogue
+
+
+def zoo(args: argparse.Namespace) -> dict:
+    """One process: an epoch to warm up, then timed epochs, all as `fit` makes them."""
+    import jax
+
+    from zoo.fitting import Run, settings_for
+    from zoo.mesh import make_mesh
+
+    split, catalogue = world(args.size)
+    settings = settings_for(args.model, epochs=args.epochs + 1, evaluate_every=None)
+    mesh, losses, seconds, cpu = make_mesh(1), [], [], []
+    with jax.set_mesh(mesh):
+        run = Run(args.model, {}, split, catalogue, settings, mesh)
+        state, per_epoch = run.fresh(), run.loader.per_epoch
+        for epoch in range(args.epochs + 1):
+            losses.clear()
+            begun, used = time.perf_counter(), time.process_time()
+            hear = lambda step, metrics: losses.append(metrics["loss"])  # noqa: E731
+            state = jax.block_until_ready(run.advance(state, (epoch + 1) * per_epoch, hear))
+            seconds.append(time.perf_counter() - begun)
+            cpu.append(time.process_time() - used)
+    return {
+        "name": "zoo",
+        "ms_per_step": 1e3 * min(seconds[1:]) / per_epoch,
+        "cpu_ms_per_step": 1e3 * min(cpu[1:]) / per_epoch,
+        "epoch_seconds": seconds[1:],
+        "last_loss": statistics.mean(losses),
+        "peak_mib": peak_mib(),
+        "versions": {"jax": jax.__version__},
+    }
+
+
+def peak_mib() -> float:
+    """Largest resident set of this process so far, in MiB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def best_ms(work, *arguments, times: int = 5) -> float:
+    """The fastest of some calls, in ms, the first (which compiles) left out."""
+    import jax
+
+    def once() -> float:
+        begun = time.perf_counter()
+        jax.block_until_ready(work(*arguments))
+        return 1e3 * (time.perf_counter() - begun)
+
+    once()
+    return round(min(once() for _ in range(times)), 3)
+
+
+def edges(args: argparse.Namespace) -> dict:
+    """Cost of building, of one product and of three layers with gradient against edges: the
+    number of nodes grows with the edges, ten edges a node on each side, width 64."""
+    import jax
+    import jax.numpy as jnp
+    import random_graph
+
+    from zoo import graph as graphs
+
+    rows = []
+    for count in args.edges:
+        n = 128 * round(count / 1280)
+        users, items = random_graph.interactions(n - 1, n - 1, count)
+        begun = time.perf_counter()
+        graph = graphs.interaction_graph(users, items, n, n)
+        built = time.perf_counter() - begun
+        graph = jax.device_put(graph)
+        x = jax.random.normal(jax.random.key(0), (2, n, 64))
+
+        def loss(x, graph):
+            return sum(jnp.vdot(y, y) for y in graphs.light_mean(graph, x[0], x[1], 3))
+
+        row = {"edges": count, "nodes": 2 * n, "build_s": round(built, 3)}
+        row["compressed_ms"] = best_ms(jax.jit(graphs._compressed), graph.forward, x[1])
+        if count <= args.segments:
+            row["segments_ms"] = best_ms(jax.jit(graphs._segments), graph.forward, x[1])
+        row["three_layers_and_gradient_ms"] = best_ms(jax.jit(jax.grad(loss)), x, graph, times=3)
+        rows.append(row | {"peak_mib": peak_mib(), "load": round(os.getloadavg()[0], 1)})
+        print(json.dumps(rows[-1]), flush=True)
+    plot(rows)
+    return {"rows": rows}
+
+
+def plot(rows: list[dict]) -> None:
+    """results/graph.png: ms against edges, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    curves = {
+        "three_layers_and_gradient_ms": "three layers and their gradient (12 products)",
+        "segments_ms": "one product, sorted segments",
+        "compressed_ms": "one product, compressed rows",
+    }
+    for key, words in curves.items():
+        there = [row for row in rows if key in row]
+        axes.loglog(
+            [r["edges"] for r in there], [r[key] for r in there], "o-", markersize=5, label=words
+        )
+    axes.set_xlabel("edges (ten a node on each side, width 64)")
+    axes.set_ylabel("milliseconds, 2 CPU cores")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(OUT.with_suffix(".png"), dpi=120)
+
+
+def scale(args: argparse.Namespace) -> dict:
+    """A million users, a million items, 2e7 edges: build, propagate once, train a few steps."""
+    import jax
+    import numpy as np
+
+    from zoo.graph import light_mean
+    from zoo.models import build
+    from zoo.optim import optimizer
+    from zoo.train import create, make_step
+
+    result, begun = {"load": round(os.getloadavg()[0], 1)}, time.perf_counter()
+
+    def told(name: str, value: float | None = None) -> None:
+        nonlocal begun
+        result[name] = round(time.perf_counter() - begun if value is None else value, 3)
+        result[f"{name}_peak_mib"] = peak_mib()
+        print(name, result[name], peak_mib(), flush=True)
+        begun = time.perf_counter()
+
+    split, catalogue = world(args.size)
+    told("make_the_world_s")
+    recommender, chain = build("lightgcn"), optimizer(1e-3)
+    catalogue = recommender.prepare(catalogue, 1)
+    told("build_graph_s")
+    graph = catalogue["graph"]
+    result |= {"users": len(graph.forward.starts), "items": len(graph.backward.starts)}
+    result["edges"] = int(np.sum(graph.forward.weights != 0))
+    catalogue = jax.device_put(catalogue)
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(len(split.train), dtype=np.int32), split.train.lengths)
+    pick = rng.integers(0, len(users), 2048)
+    batch = {"users": users[pick][:, None], "targets": split.train.values[pick][:, None]}
+    state = jax.jit(lambda c: create(recommender, chain, c, batch))(catalogue)
+    told("initialise_s")
+    free = state.params["free"]
+    mean = jax.jit(lambda g, p: light_mean(g, p["users"]["table"], p["items"]["table"], 3))
+    told("three_layers_s", best_ms(mean, catalogue["graph"], free, times=2) / 1e3)
+    step = jax.jit(make_step(recommender, chain), donate_argnums=0)
+    state, _ = jax.block_until_ready(step(state, catalogue, batch))
+    seconds = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        state, metrics = jax.block_until_ready(step(state, catalogue, batch))
+        seconds.append(time.perf_counter() - begun)
+    told("training_step_s", min(seconds))
+    return result | {"loss": float(metrics["loss"])}
+
+
+def write(key: str, found: dict) -> None:
+    """Put what was found under `key` of results/graph.json, beside what other modes wrote."""
+    report = json.loads(OUT.read_text()) if OUT.exists() else {}
+    report["tried"] = FAILED
+    report[key] = {"command": command(), "hardware": hardware(), **found}
+    OUT.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("mode", choices=("beside", "edges", "scale", "zoo"))
+    parser.add_argument("--competitor-python", help="see benchmarks/README.md")
+    parser.add_argument("--model", choices=PROGRAMS, default="lightgcn")
+    parser.add_argument("--sizes", nargs="+", default=["tiktok", "sports"])
+    parser.add_argument("--size", default=None, help="of the one world in modes zoo and scale")
+    parser.add_argument("--cores", nargs="+", type=int, default=[len(os.sched_getaffinity(0))])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3, help="timed; the fastest one counts")
+    parser.add_argument("--edges", nargs="+", type=int, default=[10**5, 10**6, 10**7])
+    parser.add_argument("--segments", type=int, default=10**6, help="no segment sums above it")
+    args = parser.parse_args()
+    args.size = args.size or {"scale": "million"}.get(args.mode, "tiktok")
+    if args.mode == "zoo":
+        print(json.dumps(zoo(args)))
+        return
+    if args.mode == "beside" and not args.competitor_python:
+        parser.error("beside needs --competitor-python, see benchmarks/README.md")
+    key = f"{args.mode}_{args.model}" if args.mode == "beside" else args.mode
+    write(key, {"beside": beside, "edges": edges, "scale": scale}[args.mode](args))
+
+
+if __name__ == "__main__":
+    main()
