@@ -1,4 +1,4 @@
-"""VBPR, BM3 and FREEDOM give the reference's losses, scores and gradients on tiny inputs."""
+"""VBPR, BM3 and FREEDOM: the reference's numbers on tiny inputs, and what else they promise."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 
-from zoo.graph import renormalised
+from zoo.graph import product, renormalised
+from zoo.losses import normalise
 from zoo.models import bm3 as bm3_file
 from zoo.models import freedom as freedom_file
 from zoo.models import vbpr as vbpr_file
@@ -14,6 +15,8 @@ from zoo.models.bm3 import BM3, bm3
 from zoo.models.collaborative import Pairs, with_graph
 from zoo.models.freedom import FREEDOM, freedom
 from zoo.models.vbpr import VBPR, vbpr
+from zoo.optim import optimizer
+from zoo.train import create, make_dispatch
 
 ATOL = 1e-5
 ORDER = ("text", "image")  # as the reference concatenates and sums them
@@ -115,25 +118,26 @@ def kept(f: dict) -> dict[str, np.ndarray]:
     return {k: f[f"keep_mask_{m}"][f[ids]] > 0 for k, (m, ids) in rows.items()}
 
 
-@pytest.mark.parametrize("dropped", [True, False])
-def test_bm3(dropped):
+def test_bm3():
     f, catalogue, params = bm3_world()
-    keep, dropout = kept(f), float(f["cfg_dropout"])
-    if not dropped:
-        keep, dropout = {k: np.ones_like(x) for k, x in keep.items()}, 0.0
-    settings = (dropout, float(f["cfg_cl"]), float(f["cfg_reg"]), "official")
+    settings = (float(f["cfg_cl"]), float(f["cfg_reg"]), "official")
 
-    def loss(params):
-        out = bm3_out(f, catalogue, params)
-        return bm3_file.loss(out, pairs_of(f), catalogue, keep, *settings)
+    @jax.jit
+    def value_and_grad(params, keep, dropout):
+        def loss(params):
+            out = bm3_out(f, catalogue, params)
+            return bm3_file.loss(out, pairs_of(f), catalogue, keep, dropout, *settings)
 
-    value, grads = jax.jit(jax.value_and_grad(loss))(params)
-    close(value, f["out_loss"] if dropped else f["out_loss_no_dropout"])
-    if dropped:
-        close(grads["free"]["users"]["table"][1:], f["out_grad_user"])
-        close(grads["free"]["items"]["table"][1:], f["out_grad_item"])
-        close(grads["predictor"]["kernel"].T, f["out_grad_predictor"])
-        close(grads["content_text"]["map"]["kernel"].T, f["out_grad_text_trs"])
+        return jax.value_and_grad(loss)(params)
+
+    everything = {k: np.ones_like(x) for k, x in kept(f).items()}
+    close(value_and_grad(params, everything, 0.0)[0], f["out_loss_no_dropout"])
+    value, grads = value_and_grad(params, kept(f), float(f["cfg_dropout"]))
+    close(value, f["out_loss"])
+    close(grads["free"]["users"]["table"][1:], f["out_grad_user"])
+    close(grads["free"]["items"]["table"][1:], f["out_grad_item"])
+    close(grads["predictor"]["kernel"].T, f["out_grad_predictor"])
+    close(grads["content_text"]["map"]["kernel"].T, f["out_grad_text_trs"])
 
 
 def test_bm3_parts_and_scores():
@@ -214,3 +218,167 @@ def test_freedom_loss_and_gradients():
     close(modal["image"], f["out_bpr_image"])
     close(grads["free"]["users"]["table"][1:], f["out_grad_user"])
     close(grads["free"]["items"]["table"][1:], f["out_grad_item"])
+
+
+def random_world(n_users: int = 40, n_items: int = 60, rows: int = 128) -> dict:
+    """A random bipartite catalogue; the last ten items are cold, some lack a modality."""
+    rng = np.random.default_rng(0)
+    seen = rng.random((n_users + 1, n_items - 9)) < 0.15
+    seen[0], seen[:, 0] = False, False
+    users, items = np.nonzero(seen)
+    valid = (np.arange(rows) > 0) & (np.arange(rows) <= n_items)
+    present = {m: valid & (rng.random(rows) < 0.9) for m in ("image", "text")}
+    return {
+        "valid": valid,
+        "popularity": np.bincount(items, minlength=rows).astype(np.float32),
+        "users": np.bincount(users, minlength=rows).astype(np.float32),
+        "features": {m: rng.normal(size=(rows, 5)).astype(np.float32) for m in present},
+        "present": present,
+        "train": {"users": users, "items": items},
+    }
+
+
+def epoch_of(catalogue: dict, steps: int) -> dict[str, np.ndarray]:
+    train = catalogue["train"]
+    pairs = {"users": train["users"], "targets": train["items"]}
+    return {k: np.stack([x.astype(np.int32)] * steps) for k, x in pairs.items()}
+
+
+def test_bm3_does_not_collapse():
+    """The spread ends near .17; with gradients through the targets it would fall to .007."""
+    source, chain, width = random_world(), optimizer(1e-2), 16
+    recommender = bm3(width)
+    catalogue = recommender.prepare(source)
+    state = jax.jit(lambda catalogue: create(recommender, chain, catalogue, {}))(catalogue)
+    dispatch = jax.jit(make_dispatch(recommender, chain))
+    state, metrics = dispatch(state, catalogue, epoch_of(source, 300))
+    assert metrics["loss"][-1] < 0.7 * metrics["loss"][0]
+    h = BM3(width).apply({"params": state.params}, catalogue)["h_users"]
+    spread = np.std(normalise(h)[source["users"] > 0], axis=0).mean()
+    assert spread > 0.5 / width**0.5
+
+
+def test_bm3_penalties_and_unknown_ones():
+    out = {"h_users": jnp.ones((128, 2)), "h_items": jnp.ones((128, 2))}
+    pairs = Pairs(*(jnp.asarray([1, 2]),) * 3, jnp.asarray([1.0, 0.0]))
+    whole = bm3_file.table_norms(out, pairs, random_world())
+    close(whole, (np.sqrt(2 * 40) + np.sqrt(2 * 60)) / 60)
+    close(bm3_file.REGS["paper"](out, pairs, {}), 2 + 2)
+    with pytest.raises(ValueError, match="official"):
+        bm3(reg_kind="offical")
+
+
+def test_an_items_dropout_is_drawn_once_a_step():
+    out = {"h_users": jnp.zeros((9, 400)), "contents": {"text": None}}
+    pairs = Pairs(jnp.asarray([1, 2, 1]), jnp.asarray([3, 3, 4]), None, None)
+    keep = bm3_file.draw_keeps(jax.random.key(0), out, pairs, 0.3)
+    for name, same, other in (("users", 2, 1), ("items", 1, 2), ("content_text", 1, 2)):
+        np.testing.assert_array_equal(keep[name][0], keep[name][same])
+        assert (keep[name][0] != keep[name][other]).mean() > 0.3
+        assert abs(keep[name].mean() - 0.7) < 4 * (0.21 / 800) ** 0.5
+
+
+@pytest.mark.parametrize("parts", [1, 8])
+def test_an_epoch_keeps_exactly_its_share_of_the_edges(parts):
+    recommender = freedom(8, dropout=0.7)
+    catalogue = recommender.prepare(random_world(), parts)
+    edges = len(catalogue["graph"].forward.weights.nonzero()[0])
+    assert edges == len(random_world()["train"]["users"])
+    draw = jax.jit(recommender.draw)
+    drawn = [draw(catalogue, jax.random.key(i))["pruned"] for i in range(2)]
+    kept = [np.asarray(graph.forward.weights) > 0 for graph in drawn]
+    assert [k.sum() for k in kept] == [int(edges * (1 - 0.7))] * 2
+    assert (kept[0] != kept[1]).any(), "each epoch has its own"
+    assert not (kept[0] & (catalogue["graph"].forward.weights == 0)).any()
+    users = np.bincount(catalogue["graph"].forward.rows, kept[0], minlength=128)
+    items = np.bincount(catalogue["graph"].forward.columns, kept[0], minlength=128)
+    side = drawn[0].forward
+    wanted = kept[0] / np.sqrt(np.maximum(users[side.rows] * items[side.columns], 1))
+    close(side.weights, wanted)
+    back = np.sort(np.asarray(drawn[0].backward.weights))[-kept[0].sum() :]
+    close(back, np.sort(wanted)[-kept[0].sum() :])
+
+
+def test_edges_are_drawn_by_their_weights():
+    weights, draws = jnp.asarray([1.0, 2.0, 0.0, 3.0]), 4000
+    keys = jax.random.split(jax.random.key(0), draws)
+    kept = jax.vmap(lambda key: freedom_file.keep_edges(key, weights, 2))(keys)
+    np.testing.assert_array_equal(kept.sum(1), 2)
+    p = np.asarray(weights) / 6
+    left_out = [
+        sum(p[a] * p[b] / (1 - p[a]) for a, b in ((i, j), (j, i)))
+        for i, j in ((1, 3), (0, 3), (0, 1))
+    ]  # the pair that is kept instead
+    wanted = 1 - np.asarray([left_out[0], left_out[1], 1.0, left_out[2]])
+    sigma = np.sqrt(wanted * (1 - wanted) / draws)
+    assert (np.abs(kept.mean(0) - wanted) <= 4 * sigma).all()
+
+
+def test_cold_items_can_be_scored_by_their_neighbours_alone():
+    source = random_world()
+    plain, by_graph = freedom(8), freedom(8, cold="graph")
+    catalogue = plain.prepare(source)
+    params = plain.init(jax.random.key(0), catalogue, {})
+    h = product(catalogue["item_graph"], params["free"]["items"]["table"])
+    cold = source["popularity"] == 0
+    tables = [np.asarray(r.index(params, catalogue)["table"]) for r in (plain, by_graph)]
+    np.testing.assert_array_equal(tables[0][~cold], tables[1][~cold])
+    close(tables[1][cold], h[cold])
+    assert np.abs(tables[0][cold & source["valid"]] - h[cold & source["valid"]]).min(0).max() > 0
+    with pytest.raises(ValueError, match="graph"):
+        freedom(cold="graphs")
+
+
+def test_modality_weights_hold_for_any_number():
+    assert freedom_file.modality_weights(("text",)) == (1.0,)
+    assert freedom_file.modality_weights(("image",)) == (1.0,)
+    close(freedom_file.modality_weights(("audio", "image", "text")), (0.45, 0.1, 0.45))
+    close(freedom_file.modality_weights(("audio", "text")), (0.5, 0.5))
+    assert freedom_file.modality_weights(("a", "b"), (0.2, 0.8)) == (0.2, 0.8)
+    with pytest.raises(ValueError, match="3 weights"):
+        freedom_file.modality_weights(("a", "b"), (1.0, 2.0, 3.0))
+
+
+def test_an_item_without_a_modality_has_no_neighbours_in_it():
+    source = random_world()
+    side = freedom_file.item_graph(source, ("image", "text"), (0.1, 0.9), 4).forward
+    sums = np.bincount(side.rows, side.weights, minlength=128)
+    image, text = (source["present"][m] for m in ("image", "text"))
+    close(sums, 0.1 * image + 0.9 * text)
+
+
+@pytest.mark.parametrize("make", [bm3, freedom])
+def test_features_are_parameters_or_read(make):
+    for learned, wanted in ((True, {"items", "map"}), (False, {"map"})):
+        recommender = make(8, train_features=learned)
+        catalogue = recommender.prepare(random_world())
+        params = jax.eval_shape(recommender.init, jax.random.key(0), catalogue, {})
+        assert set(params["content_text"]) == wanted
+
+
+def test_learned_features_start_as_given_and_the_missing_stay():
+    source, ids = random_world(), jnp.arange(1, 61)
+    x, present = source["features"]["text"], source["present"]["text"]
+    gradients = {}
+    for learned in (True, False):
+        module = bm3_file.ContentMap(8, learned)
+        params = module.init(jax.random.key(0), x, present)
+
+        def loss(params, x, module=module):
+            rows, has = bm3_file.content_rows(module.apply(params, x, present), ids)
+            return jnp.sum(jnp.square(rows) * has[:, None])
+
+        gradients[learned] = jax.grad(loss, (0, 1))(params, x)
+    table = gradients[True][0]["params"]["items"]["table"]
+    close(table, gradients[False][1])
+    assert not gradients[True][1].any(), "parameters stand in for the catalogue"
+    assert (np.abs(table).max(1) > 0).tolist() == present.tolist()
+
+
+@pytest.mark.parametrize("make", [vbpr, bm3, freedom])
+def test_without_any_modality_the_error_says_what_to_do(make):
+    source = random_world()
+    for empty in ({**source, "features": {}, "present": {}}, source):
+        recommender = make(8, modalities=None if empty is not source else ())
+        with pytest.raises(ValueError, match="lightgcn"):
+            recommender.init(jax.random.key(0), recommender.prepare(empty), {})

@@ -108,16 +108,15 @@ def draw_keeps(key: Array, out: dict, pairs: Pairs, dropout: float) -> dict[str,
     Drawn by row id, as if whole tables were dropped out: an item that occurs twice in a batch
     has one mask.
     """
-    ids = {"users": pairs.users, "items": pairs.positives}
-    ids |= {f"content_{m}": pairs.positives for m in out["contents"]}
-    keys = jax.random.split(key, len(ids))
+    names = ("users", "items", *(f"content_{m}" for m in out["contents"]))
+    ids = jnp.stack([pairs.users, *[pairs.positives] * (len(names) - 1)])
     width = out["h_users"].shape[1]
 
     def row(key: Array, id: Array) -> Array:
         return jax.random.bernoulli(jax.random.fold_in(key, id), 1 - dropout, (width,))
 
-    rows = jax.vmap(row, in_axes=(None, 0))
-    return {name: rows(key, x) for key, (name, x) in zip(keys, ids.items(), strict=True)}
+    rows = jax.vmap(jax.vmap(row, in_axes=(None, 0)))
+    return dict(zip(names, rows(jax.random.split(key, len(names)), ids), strict=True))
 
 
 def agreements(
