@@ -149,7 +149,7 @@ def stacked(columns: dict[str, Array], names: tuple[str, ...]) -> Array:
 
 def key_of(x: Array) -> Array:
     """A key for noise at evaluation: another for other parameters, the same for the same."""
-    return jax.random.key(lax.bitcast_convert_type(jnp.sum(x), jnp.uint32))
+    return jax.random.key(lax.bitcast_convert_type(jnp.sum(x, dtype=jnp.float32), jnp.uint32))
 
 
 def chosen(modalities: tuple[str, ...] | None, catalogue: dict) -> tuple[str, ...]:
