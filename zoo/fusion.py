@@ -69,7 +69,7 @@ class QFormer(nn.Module):
     layers: int = 1
     heads: int = 4
     dropout: float = 0.5
-    epsilon: float = 1e-6
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array, present: Array | None = None, train: bool = False) -> Array:
