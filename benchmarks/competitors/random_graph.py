@@ -13,16 +13,15 @@ WIDTHS = {"image": 128, "text": 768}  # features of an item
 def interactions(users: int, items: int, edges: int, seed: int = 0) -> tuple[np.ndarray, ...]:
     """(users, items) int32 [edges], numbered from 1, each pair once, in random order.
 
-    Activity of users falls like a Pareto law, popularity of items like rank^-0.7.
+    Activity of users falls like rank^-0.4, popularity of items like rank^-0.7.
     """
     rng = np.random.default_rng(seed)
-    active = np.cumsum(rng.pareto(1.5, users) + 1)
-    popular = np.cumsum(rng.permutation((np.arange(items) + 10.0) ** -0.7))
+    named = rng.permutation(users), rng.permutation(items)  # rank -> number
     keys = np.zeros(0, np.int64)
     while len(keys) < edges:
         more = int(1.2 * (edges - len(keys))) + 100
-        u = np.searchsorted(active, rng.random(more) * active[-1])
-        i = np.searchsorted(popular, rng.random(more) * popular[-1])
+        u = named[0][(users * rng.random(more) ** (1 / (1 - 0.4))).astype(np.int64)]
+        i = named[1][(items * rng.random(more) ** (1 / (1 - 0.7))).astype(np.int64)]
         keys = np.sort(np.concatenate([keys, u * np.int64(items) + i]))
         keys = keys[np.append(True, keys[1:] != keys[:-1])]
     rng.shuffle(keys)
