@@ -9,7 +9,8 @@ from test_graph_parity_mgcn import below, catalogue_of, close, read
 from zoo.fusion import AttentionMean, QFormer, SpectralFusion
 from zoo.graph import renormalised
 from zoo.models.collaborative import Pairs, ranking_loss
-from zoo.models.em3 import EM3, cic, em3, modality_weights
+from zoo.models.content import modality_weights
+from zoo.models.em3 import EM3, cic, em3
 
 ATOL = 1e-5
 BLOCKS = {
@@ -135,7 +136,7 @@ def em3_world() -> tuple[dict, dict, dict, Pairs]:
     given = set(zip(*(f["kept_edges"] + 1), strict=True))
     side = catalogue["graph"].forward
     keep = np.asarray([edge in given for edge in zip(side.rows, side.columns, strict=True)])
-    assert keep.sum() == len(given) == catalogue["kept"].edges
+    assert keep.sum() == len(given) == catalogue["kept_edges"][0]
     catalogue |= {"pruned": renormalised(catalogue["graph"], jnp.asarray(keep), 9, 11)}
     tables = {"users": f["p_user_embedding_weight"], "items": f["p_item_id_embedding_weight"]}
     params = {

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 
-from zoo.graph import product, renormalised
+from zoo.graph import product, renormalised, sample_edges
 from zoo.losses import normalise
 from zoo.models import bm3 as bm3_file
+from zoo.models import content
 from zoo.models import freedom as freedom_file
 from zoo.models import vbpr as vbpr_file
 from zoo.models.bm3 import BM3, bm3
@@ -163,7 +164,7 @@ def freedom_world() -> tuple[dict, dict, dict]:
     recommender = freedom(
         6, knn=int(f["cfg_knn"]), dropout=float(f["cfg_dropout"]), modalities=("image", "text")
     )
-    assert freedom_file.modality_weights(("image", "text")) == (weight, 1 - weight)
+    assert content.modality_weights(("image", "text")) == (weight, 1 - weight)
     params = {
         "free": free(f, "p_user_embedding_weight", "p_item_id_embedding_weight"),
         **contents(f),
@@ -302,7 +303,7 @@ def test_an_epoch_keeps_exactly_its_share_of_the_edges(parts):
 def test_edges_are_drawn_by_their_weights():
     weights, draws = jnp.asarray([1.0, 2.0, 0.0, 3.0]), 4000
     keys = jax.random.split(jax.random.key(0), draws)
-    kept = jax.vmap(lambda key: freedom_file.keep_edges(key, weights, 2))(keys)
+    kept = jax.vmap(lambda key: sample_edges(key, weights, 2))(keys)
     np.testing.assert_array_equal(kept.sum(1), 2)
     p = np.asarray(weights) / 6
     left_out = [
@@ -330,18 +331,18 @@ def test_cold_items_can_be_scored_by_their_neighbours_alone():
 
 
 def test_modality_weights_hold_for_any_number():
-    assert freedom_file.modality_weights(("text",)) == (1.0,)
-    assert freedom_file.modality_weights(("image",)) == (1.0,)
-    close(freedom_file.modality_weights(("audio", "image", "text")), (0.45, 0.1, 0.45))
-    close(freedom_file.modality_weights(("audio", "text")), (0.5, 0.5))
-    assert freedom_file.modality_weights(("a", "b"), (0.2, 0.8)) == (0.2, 0.8)
+    assert content.modality_weights(("text",)) == (1.0,)
+    assert content.modality_weights(("image",)) == (1.0,)
+    close(content.modality_weights(("audio", "image", "text")), (0.45, 0.1, 0.45))
+    close(content.modality_weights(("audio", "text")), (0.5, 0.5))
+    assert content.modality_weights(("a", "b"), (0.2, 0.8)) == (0.2, 0.8)
     with pytest.raises(ValueError, match="3 weights"):
-        freedom_file.modality_weights(("a", "b"), (1.0, 2.0, 3.0))
+        content.modality_weights(("a", "b"), (1.0, 2.0, 3.0))
 
 
 def test_an_item_without_a_modality_has_no_neighbours_in_it():
     source = random_world()
-    side = freedom_file.item_graph(source, ("image", "text"), (0.1, 0.9), 4).forward
+    side = content.item_graph(source, ("image", "text"), (0.1, 0.9), 4).forward
     sums = np.bincount(side.rows, side.weights, minlength=128)
     image, text = (source["present"][m] for m in ("image", "text"))
     close(sums, 0.1 * image + 0.9 * text)
@@ -361,11 +362,11 @@ def test_learned_features_start_as_given_and_the_missing_stay():
     x, present = source["features"]["text"], source["present"]["text"]
     gradients = {}
     for learned in (True, False):
-        module = bm3_file.ContentMap(8, learned)
+        module = content.ContentMap(8, learned)
         params = module.init(jax.random.key(0), x, present)
 
         def loss(params, x, module=module):
-            rows, has = bm3_file.content_rows(module.apply(params, x, present), ids)
+            rows, has = content.content_rows(module.apply(params, x, present), ids)
             return jnp.sum(jnp.square(rows) * has[:, None])
 
         gradients[learned] = jax.grad(loss, (0, 1))(params, x)

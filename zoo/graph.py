@@ -257,14 +257,13 @@ def light_mean(graph: Graph, users: Array, items: Array, layers: int) -> tuple[A
     return tuple(sum(side) / len(rows) for side in zip(*rows, strict=True))
 
 
-def sample_edges(key: Array, weights: Array, keep: int) -> Array:
-    """bool [e]: exactly `keep` edges, drawn without replacement in proportion to weights [e].
-
-    Gumbel top-k (Efraimidis & Spirakis 2006); an edge of weight 0 is never drawn.
+def sample_edges(key: Array, weights: Array, keep: int | Array) -> Array:
+    """bool [e]: exactly `keep` edges (may be traced), drawn without replacement in proportion to
+    weights [e]; an edge of weight 0 is never drawn. Gumbel top-k (Efraimidis & Spirakis 2006).
     """
     noisy = jnp.log(weights) + jax.random.gumbel(key, weights.shape)
-    _, chosen = lax.top_k(noisy, keep)
-    return jnp.zeros(weights.shape, bool).at[chosen].set(True) & (weights > 0)
+    first = jnp.arange(len(weights)) < keep
+    return jnp.zeros(len(weights), bool).at[jnp.argsort(-noisy)].set(first) & (weights > 0)
 
 
 def renormalised(graph: Graph, kept: Array, n_users: int, n_items: int) -> Graph:

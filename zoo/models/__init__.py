@@ -67,6 +67,34 @@ MODELS: dict[str, Entry] = {
     "lightgcn": _entry(
         "graph", "lightgcn:lightgcn", "arXiv 2002.02126", "free vectors smoothed over interactions"
     ),
+    "vbpr": _entry(
+        "graph", "vbpr:vbpr", "arXiv 1510.01784", "factorisation with content in the item's vector"
+    ),
+    "bm3": _entry(
+        "graph", "bm3:bm3", "arXiv 2207.05969", "bootstrapped targets instead of negatives"
+    ),
+    "freedom": _entry(
+        "graph", "freedom:freedom", "arXiv 2211.06924", "frozen item graph, pruned interactions"
+    ),
+    "mgcn": _entry(
+        "graph", "mgcn:mgcn", "arXiv 2308.03588", "IDs seen through each modality, shared and own"
+    ),
+    "smore": _entry(
+        "graph",
+        "mgcn:mgcn",
+        "arXiv 2412.14978",
+        "modalities filtered and fused in frequencies",
+        fusion="spectral",
+        layers=3,
+        dropout=0.1,
+        contrast=0.03,
+    ),
+    "em3_public": _entry(
+        "graph", "em3:em3", "arXiv 2404.06078", "FREEDOM's graphs, a Q-Former, content against ID"
+    ),
+    "lgmrec": _entry(
+        "graph", "lgmrec:lgmrec", "arXiv 2312.16400", "local graphs and a global hypergraph"
+    ),
     "popularity": _entry("floor", "floors:popularity", "counting", "train counts"),
     "markov": _entry("floor", "floors:markov", "counting", "what followed the last item"),
     "item-knn": _entry(

@@ -9,66 +9,19 @@ Train:  zoo train bm3 --data tiktok --out runs/bm3
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from zoo.graph import light_mean
-from zoo.layers import Table
 from zoo.losses import cosine, mean
 from zoo.models.collaborative import Free, Pairs, collaborative, gathered, norm
-from zoo.models.vbpr import Affine, chosen, xavier_normal
+from zoo.models.content import Affine, affine, chosen, content_maps, content_rows, xavier_normal
 from zoo.names import unknown
 from zoo.recommender import Recommender
 
 Array = jax.Array
-
-
-class Content(NamedTuple):
-    """One modality as the losses read it."""
-
-    rows: Array  # n f, raw features, frozen or learned
-    present: Array  # bool n
-    map: tuple[Array, Array]  # kernel [f,d], bias [d]
-
-
-class ContentMap(nn.Module):
-    """The Content of one modality; learned rows start as the features (items/table)."""
-
-    width: int
-    learned: bool
-    kernel_init: Callable = xavier_normal
-
-    @nn.compact
-    def __call__(self, x: Array, present: Array) -> Content:
-        if self.learned:
-            x = Table(*x.shape, lambda key, shape: x.astype(jnp.float32), name="items")()
-        affine = Affine(self.width, self.kernel_init, spread=True, name="map")
-        return Content(x, present, affine(x.shape[1]))
-
-
-def content_maps(module: nn.Module, catalogue: dict, names: tuple[str, ...]) -> dict[str, Content]:
-    """Contents by modality; `module` lends width, train_features and kernel_init."""
-    return {
-        m: ContentMap(module.width, module.train_features, module.kernel_init, name=f"content_{m}")(
-            catalogue["features"][m], catalogue["present"][m]
-        )
-        for m in names
-    }
-
-
-def affine(map: tuple[Array, Array], x: Array) -> Array:
-    """x W + b for x [p,f]."""
-    kernel, bias = map
-    return x @ kernel + bias[None, :]
-
-
-def content_rows(content: Content, ids: Array) -> tuple[Array, Array]:
-    """(W x + b [p,d] of items `ids`, bool [p] whether they have the modality)."""
-    rows, present = jnp.take(content.rows, ids, axis=0), jnp.take(content.present, ids)
-    return affine(content.map, rows), present
 
 
 class BM3(nn.Module):

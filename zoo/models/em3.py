@@ -14,42 +14,23 @@ Train:  zoo train em3_public --data tiktok --out runs/em3
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from zoo.fusion import QFormer
-from zoo.graph import (
-    Graph,
-    light_mean,
-    nearest,
-    neighbour_graph,
-    product,
-    renormalised,
-    sample_edges,
-)
+from zoo.graph import light_mean, product
 from zoo.losses import normalise, sampled_softmax
-from zoo.models.bm3 import content_maps
 from zoo.models.collaborative import Free, collaborative, ranking_loss, xavier
+from zoo.models.content import chosen, content_maps, item_graph, modality_weights
+from zoo.models.freedom import pruned, with_pruning
 from zoo.models.mgcn import tokens
-from zoo.models.vbpr import chosen
 from zoo.negatives import sample_uniform
 from zoo.recommender import Recommender, unchanged
 
 Array = jax.Array
-IMAGE = 0.1  # FREEDOM's weight of images beside other modalities
 EPSILON = 1e-5  # the contrast divides a vector by its length, but by no less
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class Kept:
-    """How many edges an epoch keeps; static, so that jit knows the size of the draw."""
-
-    edges: int
 
 
 class EM3(nn.Module):
@@ -60,7 +41,6 @@ class EM3(nn.Module):
     """
 
     modalities: tuple[str, ...] | None = None
-    weights: tuple[float, ...] | None = None
     width: int = 64
     layers: int = 2
     queries: int = 1
@@ -79,8 +59,7 @@ class EM3(nn.Module):
         pair = jnp.concatenate([items, fused], axis=1)  # n 2d: both branches in one product
         start = jnp.concatenate([users, jnp.zeros_like(users)], axis=1)
         u, i = light_mean(graph, start, pair, self.layers)
-        for m, w in zip(names, modality_weights(names, self.weights), strict=True):
-            i = i + w * product(catalogue["item_graphs"][m], pair)
+        i = i + product(catalogue["item_graph"], pair)
         halves = {"id": i[:, : self.width], "content": i[:, self.width :]}
         maps = {k: self._dense(f"contrast_{k}", x) for k, x in halves.items()}
         contrast = tuple(normalise(maps[k], EPSILON) for k in ("content", "id"))
@@ -96,36 +75,6 @@ class EM3(nn.Module):
 
     def _dense(self, name: str, x: Array) -> Array:
         return nn.Dense(self.width, kernel_init=xavier, name=name)(x)
-
-
-def modality_weights(
-    names: tuple[str, ...], given: tuple[float, ...] | None = None
-) -> tuple[float, ...]:
-    """The w_m in the order of `names`; None: `image` .1 and the others even shares of the rest,
-    even shares where there is no `image` or nothing else. ValueError for a wrong number."""
-    if given is not None and len(given) != len(names):
-        raise ValueError(
-            f"weights={tuple(given)} for the modalities {list(names)}; give one a modality, in "
-            "their order, or None."
-        )
-    if given is not None or "image" not in names or len(names) == 1:
-        return tuple(given or [1 / len(names)] * len(names))
-    return tuple(IMAGE if m == "image" else (1 - IMAGE) / (len(names) - 1) for m in names)
-
-
-def item_graph(catalogue: dict, name: str, knn: int, parts: int = 1) -> Graph:
-    """S^m [n,n]; an item without m has no row."""
-    present = np.asarray(catalogue["present"][name]) & np.asarray(catalogue["valid"])
-    features = np.asarray(catalogue["features"][name], np.float32)
-    return neighbour_graph(*nearest(features, knn, present), weighted=False, parts=parts)
-
-
-def pruned(catalogue: dict, key: Array) -> dict:
-    """The catalogue with `pruned`, the graph of this epoch."""
-    graph = catalogue["graph"]
-    kept = sample_edges(key, graph.forward.weights, catalogue["kept"].edges)
-    sizes = len(catalogue["users"]), len(catalogue["valid"])
-    return catalogue | {"pruned": renormalised(graph, kept, *sizes)}
 
 
 def cic(out: dict, negatives: Array, tau: float) -> Array:
@@ -179,11 +128,8 @@ def em3(
 
     def prepare(catalogue, parts):
         names = chosen(catalogue, modalities, "em3")
-        modality_weights(names, weights)
-        edges = int(np.count_nonzero(np.asarray(catalogue["graph"].forward.weights)))
-        graphs = {m: item_graph(catalogue, m, knn, parts) for m in names}
-        own = {"pruned": catalogue["graph"], "kept": Kept(int(edges * (1 - dropout)))}
-        return catalogue | own | {"item_graphs": graphs}
+        graph = item_graph(catalogue, names, modality_weights(names, weights), knn, parts)
+        return with_pruning(catalogue, dropout, parts) | {"item_graph": graph}
 
     def aim(params, out, pairs, catalogue, key):
         n = len(catalogue["valid"])
@@ -193,7 +139,6 @@ def em3(
 
     module = EM3(
         modalities,
-        weights,
         width,
         layers,
         queries,

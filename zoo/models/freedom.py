@@ -16,71 +16,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.graph import Graph, from_edges, light_mean, nearest, neighbour_graph, product, renormalised
-from zoo.models.bm3 import content_maps, content_rows
+from zoo.graph import light_mean, product, renormalised, sample_edges
 from zoo.models.collaborative import Free, Pairs, collaborative, ranking_loss
-from zoo.models.vbpr import batch_items, chosen
+from zoo.models.content import (
+    batch_items,
+    chosen,
+    content_maps,
+    content_rows,
+    item_graph,
+    modality_weights,
+)
 from zoo.names import unknown
 from zoo.recommender import Recommender, unchanged
 
 Array = jax.Array
 COLD = ("sum", "graph")
-IMAGE_WEIGHT = 0.1  # what the authors give images beside text
 lecun_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's Linear
-
-
-def modality_weights(
-    names: tuple[str, ...], given: tuple[float, ...] | None = None
-) -> tuple[float, ...]:
-    """The w_m, in the order of `names`. Unless given: `image` .1 and the others even shares of the
-    rest; even shares where there is no `image`; 1 for a modality alone. ValueError for a wrong
-    number of weights.
-    """
-    if given is not None and len(given) != len(names):
-        raise ValueError(
-            f"{len(given)} weights {tuple(given)} for {len(names)} modalities {names}; give one a "
-            "modality, in their order, or None."
-        )
-    if given is not None:
-        return tuple(given)
-    if "image" not in names or len(names) == 1:
-        return (1 / len(names),) * len(names)
-    rest = (1 - IMAGE_WEIGHT) / (len(names) - 1)
-    return tuple(IMAGE_WEIGHT if m == "image" else rest for m in names)
-
-
-def item_graph(
-    catalogue: dict, names: tuple[str, ...], weights: tuple[float, ...], knn: int, parts: int = 1
-) -> Graph:
-    """S [n,n] = Σ_m w_m S^m of the modalities `names`; an item without m has no row in S^m."""
-    n = len(catalogue["valid"])
-    places, values = [], []
-    for m, w in zip(names, weights, strict=True):
-        present = np.asarray(catalogue["present"][m]) & np.asarray(catalogue["valid"])
-        near = nearest(np.asarray(catalogue["features"][m], np.float32), knn, present)
-        side = neighbour_graph(*near, weighted=False).forward
-        places.append(side.rows.astype(np.int64) * n + side.columns)
-        values.append(w * side.weights)
-    cells, where = np.unique(np.concatenate(places), return_inverse=True)
-    summed = np.bincount(where, np.concatenate(values))
-    real = summed != 0  # without any edge a graph holds one, of weight 0
-    return from_edges(cells[real] // n, cells[real] % n, summed[real], (n, n), parts)
-
-
-def keep_edges(key: Array, weights: Array, keep: Array) -> Array:
-    """bool [e]: exactly `keep` (int32, may be traced) edges, drawn without replacement in
-    proportion to weights [e]: Gumbel top-k (Efraimidis & Spirakis 2006). Weight 0: never.
-    """
-    noisy = jnp.log(weights) + jax.random.gumbel(key, weights.shape)
-    first = jnp.arange(len(weights)) < keep
-    return jnp.zeros(len(weights), bool).at[jnp.argsort(-noisy)].set(first) & (weights > 0)
 
 
 def pruned(catalogue: dict, key: Array) -> dict:
     """The catalogue with `pruned`, the graph of this epoch: `kept_edges` of R̂, drawn by its
     weights 1/√(d_u d_i), with degrees of their own."""
     graph = catalogue["graph"]
-    kept = keep_edges(key, graph.forward.weights, catalogue["kept_edges"][0])
+    kept = sample_edges(key, graph.forward.weights, catalogue["kept_edges"][0])
     fresh = renormalised(graph, kept, len(catalogue["users"]), len(catalogue["valid"]))
     return catalogue | {"pruned": fresh}
 

@@ -23,6 +23,7 @@ from zoo.graph import Graph, binary, light_mean, product, propagate
 from zoo.hypergraph import NOISE, Hyper, assign, contrast, draw_noise, drop, gather_messages
 from zoo.losses import normalise
 from zoo.models.collaborative import Free, Pairs, batch_norms, collaborative, ranking_loss, xavier
+from zoo.models.content import chosen
 from zoo.names import unknown
 from zoo.negatives import sample_unseen
 from zoo.recommender import Recommender
@@ -71,7 +72,7 @@ class LGMRec(nn.Module):
         self, catalogue: dict, train: bool = False, noise: tuple[Array, Array] | None = None
     ) -> dict[str, Any]:
         """noise: given g of users [u,m,a] and items [n,m,a], in place of drawn ones."""
-        graph, names = catalogue["graph"], chosen(self.modalities, catalogue)
+        graph, names = catalogue["graph"], chosen(catalogue, self.modalities, "lgmrec")
         ids = light_mean(graph, *Free(self.width, name="free")(catalogue), self.layers)
         items = jnp.stack([self._read(m, catalogue) for m in names], axis=1)  # n m d+a
         users, counts = summed(graph, items), stacked(catalogue["reached"], names)
@@ -152,28 +153,13 @@ def key_of(x: Array) -> Array:
     return jax.random.key(lax.bitcast_convert_type(jnp.sum(x, dtype=jnp.float32), jnp.uint32))
 
 
-def chosen(modalities: tuple[str, ...] | None, catalogue: dict) -> tuple[str, ...]:
-    """The modalities to read. Raises ValueError for one that is not there, and for none."""
-    known = sorted(catalogue["features"])
-    for name in modalities or ():
-        if name not in known:
-            raise unknown("lgmrec: the items have no modality", name, known)
-    names = tuple(known if modalities is None else modalities)
-    if not names:
-        raise ValueError(
-            "lgmrec reads at least one modality, and here is none; give the items features, or "
-            "train lightgcn, which is this model without them."
-        )
-    return names
-
-
 def with_reach(modalities: tuple[str, ...] | None, catalogue: dict, parts: int = 1) -> dict:
     """The catalogue with `reached` {m: float32 [u]}: how many train items of a user have m."""
     edges, n_users = catalogue["graph"].forward, len(catalogue["users"])
     users, items = np.asarray(edges.rows), np.asarray(edges.columns)
     there = np.asarray(edges.weights) != 0
     reached = {}
-    for name in chosen(modalities, catalogue):
+    for name in chosen(catalogue, modalities, "lgmrec"):
         has = np.asarray(catalogue["present"][name])[items] & there
         reached[name] = np.bincount(users, has, minlength=n_users).astype(np.float32)
     return catalogue | {"reached": reached}

@@ -23,13 +23,11 @@ from functools import reduce
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import scipy.sparse
 
 from zoo.fusion import AttentionMean, SpectralFusion
-from zoo.graph import Graph, from_edges, light_mean, nearest, neighbour_graph, product
+from zoo.graph import Graph, from_edges, light_mean, product
 from zoo.losses import info_nce, normalise
-from zoo.models.bm3 import Content, affine, content_maps
 from zoo.models.collaborative import (
     Free,
     Pairs,
@@ -38,7 +36,7 @@ from zoo.models.collaborative import (
     ranking_loss,
     xavier,
 )
-from zoo.models.vbpr import chosen
+from zoo.models.content import Content, affine, chosen, content_maps, nearest_items
 from zoo.names import unknown
 from zoo.recommender import Recommender
 
@@ -131,13 +129,6 @@ class MGCN(nn.Module):
         return nn.Dense(self.width, kernel_init=xavier, name=name, **options)(x)
 
 
-def item_graph(catalogue: dict, name: str, k: int, parts: int = 1) -> Graph:
-    """S^m [n,n]: D^-1/2 S D^-1/2 of the cosines to the k nearest items, the item among them."""
-    present = np.asarray(catalogue["present"][name]) & np.asarray(catalogue["valid"])
-    features = np.asarray(catalogue["features"][name], np.float32)
-    return neighbour_graph(*nearest(features, k, present), weighted=True, parts=parts)
-
-
 def union(graphs: list[Graph], parts: int = 1) -> Graph:
     """S^f [n,n], the element-wise maximum of square matrices; an absent edge is a 0."""
     n = len(graphs[0].forward.starts)
@@ -203,7 +194,7 @@ def mgcn(
     def prepare(catalogue, parts):
         names = chosen(catalogue, modalities, "mgcn")
         ks = one_each(neighbours, names).items()
-        graphs = {m: item_graph(catalogue, m, k, parts) for m, k in ks}
+        graphs = {m: nearest_items(catalogue, m, k, True, parts) for m, k in ks}
         fused = {"fused_graph": union([*graphs.values()], parts)} if fusion == "spectral" else {}
         return catalogue | {"item_graphs": graphs} | fused
 

@@ -7,68 +7,16 @@ row of twice the width,
 Train:  zoo train vbpr --data tiktok --out runs/vbpr
 """
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zoo.models.collaborative import Free, Pairs, batch_norms, collaborative, ranking_loss
+from zoo.models.content import Affine, batch_items, chosen, present_rows
 from zoo.recommender import Recommender
 
 Array = jax.Array
-xavier_normal = nn.initializers.xavier_normal()
-
-
-class Affine(nn.Module):
-    """(kernel [f,d], bias [d]) of a linear map from f features: the caller applies them to the
-    rows that it needs, which in training are those of the batch."""
-
-    width: int
-    kernel_init: Callable = xavier_normal
-    spread: bool = False  # bias uniform within 1/sqrt(f), as torch draws it; else zero
-
-    @nn.compact
-    def __call__(self, features: int) -> tuple[Array, Array]:
-        bias_init = within(features**-0.5) if self.spread else nn.initializers.zeros
-        kernel = self.param("kernel", self.kernel_init, (features, self.width))
-        return kernel, self.param("bias", bias_init, (self.width,))
-
-
-def within(bound: float) -> Callable:
-    """Initializer: uniform on [-bound, bound)."""
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-        key, shape, dtype, -bound, bound
-    )
-
-
-def chosen(catalogue: dict, modalities: tuple[str, ...] | None, model: str) -> tuple[str, ...]:
-    """The modalities to read, in the order given; None: all, sorted. ValueError without any."""
-    has = sorted(catalogue.get("features", {}))
-    names = tuple(has) if modalities is None else tuple(modalities)
-    if not names or set(names) - set(has):
-        raise ValueError(
-            f"{model} reads content: asked for modalities {list(names) or '(none)'}, the catalogue "
-            f"has {has or '(none)'}. Choose among them with the field modalities, add features to "
-            "the data, or train lightgcn, which needs none."
-        )
-    return names
-
-
-def present_rows(catalogue: dict, name: str, ids: Array | None = None) -> Array:
-    """Raw features [p,f] of items `ids` [p], or of all; zero where the modality is missing."""
-    x, present = catalogue["features"][name], catalogue["present"][name]
-    if ids is not None:
-        x, present = jnp.take(x, ids, axis=0), jnp.take(present, ids, axis=0)
-    return jnp.where(present[:, None], x, 0).astype(jnp.float32)
-
-
-def batch_items(pairs: Pairs) -> tuple[Array, Pairs]:
-    """(item ids [2p], the pairs renumbered to point into rows of those ids)."""
-    p = len(pairs.positives)
-    ids = jnp.concatenate([pairs.positives, pairs.negatives])
-    return ids, pairs._replace(positives=jnp.arange(p), negatives=jnp.arange(p, 2 * p))
 
 
 class VBPR(nn.Module):
