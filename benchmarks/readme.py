@@ -241,6 +241,38 @@ def speed() -> str:
     return "\n".join([*lines, "", how + " Each competitor runs at the best of its tried settings."])
 
 
+def graph_speed() -> str:
+    """A training step of the graph family beside plain PyTorch, processor time, and the scale."""
+    told = _load("graph")
+    if told is None:
+        return ""
+    lines = [
+        "| training step | cores | zoo, ms | PyTorch, ms | ratio (range) | peak MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for entry in (x for name, x in told.items() if name.endswith("cores")):
+        row = entry["summary"]
+        ms, peak = row["cpu_ms_per_step"], row["peak_mib"]
+        low, high = ms["range"]
+        lines.append(
+            f"| {row['model']}, {row['size']} size | {row['cores']} | {ms['zoo']:.0f} | "
+            f"{ms['torch']:.0f} | {ms['ratio']:.2f} ({low:.2f} to {high:.2f}) | "
+            f"{peak['zoo']:.0f}, {peak['torch']:.0f} |"
+        )
+    big = told["scale"]
+    lines += [
+        "",
+        f"Processor time, on a machine busy with other work (load {big['load']:.0f} and more). "
+        f"{big['users']:,} users, {big['items']:,} items, {big['edges']:,} edges, width 64: three "
+        f"layers {big['three_layers_cpu_ms'] / 1e3:.0f} s, a training step "
+        f"{big['training_step_cpu_s']:.0f} s of processor time, "
+        f"{big['training_step_s_peak_mib'] / 1024:.1f} GiB at the peak. `{big['command']}`, "
+        "`python benchmarks/graph.py beside`; a plot of cost against edges is "
+        "[here](benchmarks/results/graph.png).",
+    ]
+    return "\n".join(lines)
+
+
 BLOCKS = {
     "speed": speed,
     "tree": tree,
@@ -248,6 +280,7 @@ BLOCKS = {
     "reached": reached,
     "fusion": fusion,
     "graph": graph,
+    "graph_speed": graph_speed,
     "floors": floors,
 }
 
