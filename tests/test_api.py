@@ -180,3 +180,38 @@ def test_mesh_that_does_not_fit_is_told(capsys, tmp_path):
     words = ["train", "sasrec", "--data", "x", "--out", str(tmp_path), "--mesh.model", "3"]
     assert main(words) == 2
     assert "does not divide the 8 devices" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def graph_run(tmp_path_factory):
+    """FREEDOM on the chain as sets: prepared graphs, pruned anew each epoch, content features."""
+    out = tmp_path_factory.mktemp("runs") / "freedom"
+    settings = zoo.settings_for("freedom", epochs=12, batch=256, rate=2e-2)
+    fitted, seen = zoo.fit("freedom", data(), out, settings, width=16, knn=3)
+    return out, fitted, seen
+
+
+def test_a_graph_model_fits_saves_and_reloads_the_same(graph_run):
+    out, fitted, seen = graph_run
+    assert fitted.steps % 12 == 0 and fitted.history[0]["step"] == fitted.steps // 12
+    fresh = zoo.evaluate((fitted.recommender, fitted.params), seen)  # prepares the catalogue
+    loaded = zoo.evaluate(zoo.from_pretrained(out), seen)
+    assert fresh.metrics["recall@20"] > 0.6, "half the items would be 0.5"
+    assert loaded.metrics == pytest.approx(fresh.metrics)
+    found = zoo.from_pretrained(out).recommend(["item-03", "item-04"], k=5)
+    assert len({line.item for line in found} - {"item-03", "item-04"}) == 5
+    again, _ = zoo.fit(  # the finished run is restored, not trained again
+        "freedom",
+        data(),
+        out,
+        zoo.settings_for("freedom", epochs=12, batch=256, rate=2e-2),
+        width=16,
+        knn=3,
+    )
+    assert again.params_sha256 == fitted.params_sha256
+
+
+def test_settings_follow_the_family():
+    graph, sequence = zoo.settings_for("lightgcn"), zoo.settings_for("sasrec", batch=7)
+    assert (graph.batch, graph.select, graph.dispatch) == (2048, "recall@20", None)
+    assert (sequence.batch, sequence.select, sequence.dispatch) == (7, "ndcg@10", 1)

@@ -276,3 +276,17 @@ def test_real_posters_and_clips_decode(real_data):
     sounds, present, problems = content.decode_sounds(clips, 16000, 5.0)
     assert present.all() and not problems
     assert sounds.shape == (20, 80000) and sounds.any(1).all()
+
+
+def test_keywords_stand_in_for_text_where_there_is_none():
+    words = ["|▁grip|lock|▁ghost", "|▁grip|lock|▁brush", "|▁lamp|▁oil"]
+    made, _ = content.with_features(catalogue(gram_text_id=words), ("text",))
+    assert made.present["text"].tolist() == [False, True, True, True]
+    x = made.features["text"][1:]
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    assert x[0] @ x[1] > x[0] @ x[2], "shared pieces bring items together"
+    titled, _ = content.with_features(
+        catalogue(title=["a lamp", "a lamp", "a tent"], gram_text_id=words), ("text",)
+    )
+    y = titled.features["text"][1:]
+    np.testing.assert_allclose(y[0], y[1], atol=1e-6)

@@ -3,8 +3,16 @@
 import numpy as np
 import pytest
 
-from pipelines.loader import BatchRows, Loader, event_batches, gather, requests
-from pipelines.schema import EVENT_KEYS, SEQUENCE_KEYS, DataError, Events, Ragged, check_batch
+from pipelines.loader import BatchRows, Loader, event_batches, gather, pair_loader, requests
+from pipelines.schema import (
+    EVENT_KEYS,
+    SEQUENCE_KEYS,
+    DataError,
+    Events,
+    Ragged,
+    Split,
+    check_batch,
+)
 from pipelines.transforms import best_fit, pack, windows
 
 
@@ -121,3 +129,34 @@ def test_requests_hold_the_newest_items_and_exclude_all():
     batch = requests(Ragged.of([[4, 5, 6]]), np.array([1], np.int32), 2)
     assert batch["items"].tolist() == [[5, 6]] and batch["query"].tolist() == [1]
     assert batch["exclude"].tolist() == [[4, 5, 6]]
+
+
+def split_of(data: Ragged) -> Split:
+    empty = Events(np.zeros(0, np.int32), Ragged.of([]), Ragged.of([]))
+    return Split("random", "mm-random-v1", data, empty, empty, "x", ordered=False)
+
+
+def test_pairs_are_every_interaction_once_an_epoch():
+    data = histories()
+    loader = pair_loader(split_of(data), 32, stack=2)
+    check_batch({k: x[0] for k, x in loader.example.items()}, SEQUENCE_KEYS)
+    expected = sorted((u, int(i)) for u in range(len(data)) for i in data[u])
+    batches = [next(iter(loader)) for _ in range(-(-loader.per_epoch // 2))]
+    flat = {k: np.concatenate([b[k].reshape(-1) for b in batches]) for k in batches[0]}
+    epoch = {k: x[: loader.per_epoch * 32] for k, x in flat.items()}
+    real = epoch["targets"] > 0
+    assert batches[0]["targets"].shape == (2, 32, 1)
+    pairs = zip(epoch["users"][real].tolist(), epoch["targets"][real].tolist(), strict=True)
+    assert sorted(pairs) == expected
+
+
+def test_stacked_batches_are_the_plain_ones_and_resume():
+    data = histories()
+    plain = [b["targets"] for b, _ in zip(pair_loader(split_of(data), 16), range(6), strict=False)]
+    loader = pair_loader(split_of(data), 16, stack=3)
+    first = next(iter(loader))["targets"]
+    place = loader.place()
+    other = pair_loader(split_of(data), 16, stack=3)
+    other.resume(place)
+    second = next(iter(other))["targets"]
+    np.testing.assert_array_equal(np.concatenate([first, second]), np.stack(plain))

@@ -16,6 +16,7 @@ _HOMES = {
     "from_pretrained": "zoo.api",
     "load_data": "zoo.api",
     "save": "zoo.api",
+    "settings_for": "zoo.api",
 }
 __all__ = sorted(_HOMES)
 
