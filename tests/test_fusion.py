@@ -5,6 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pipelines.loader import requests
+from pipelines.schema import Ragged
+from zoo.models import build
 from zoo.models.fusion import fuse
 from zoo.retrieval import scorer
 
@@ -68,3 +71,21 @@ def test_history_and_padding_stay_out(how):
 def test_unknown_way():
     with pytest.raises(ValueError, match="mixture, product"):
         fuse(fixed(A), fixed(B), how="sum")
+
+
+def test_a_graph_model_and_a_counted_one_fuse():
+    users = np.repeat(np.arange(1, 9, dtype=np.int32), 3)
+    items = (users - 1 + np.tile([0, 1, 2], 8)) % 8 + 1
+    rows = np.arange(16)
+    catalogue = {
+        "valid": (rows > 0) & (rows <= 8),
+        "popularity": np.bincount(items, minlength=16).astype(np.float32),
+        "users": np.bincount(users, minlength=16).astype(np.float32),
+        "train": {"users": users, "items": items.astype(np.int32)},
+    }
+    recommender = fuse(build("lightgcn", width=8), build("cf-graph"))
+    ready = recommender.prepare(catalogue, 1)
+    params = recommender.init(jax.random.key(0), ready, {})
+    batch = requests(Ragged.of([[1, 2, 3]]), np.ones(1, np.int32), 4, 4)
+    found, _ = recommender.recommend(params, recommender.index(params, ready), batch, 5)
+    assert sorted(np.asarray(found)[0].tolist()) == [4, 5, 6, 7, 8]

@@ -64,7 +64,14 @@ def fuse(
             return jnp.take(query, items, axis=1)
         return jnp.take_along_axis(query, items, axis=1)
 
-    return scorer(init, loss, index, encode, match)
+    def prepare(catalogue, parts=1):
+        return b.prepare(catalogue, parts) | a.prepare(catalogue, parts)
+
+    def draw(catalogue, key):
+        first, second = jax.random.split(key)
+        return b.draw(a.draw(catalogue, first), second)
+
+    return scorer(init, loss, index, encode, match, prepare=prepare, draw=draw)
 
 
 def _left(valid: Array, batch: dict) -> Array:
