@@ -30,10 +30,13 @@ def hardware() -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
+RAN = ("zoo", "pipelines", "benchmarks/experiments.py")  # what a row depends on
+
+
 def commit() -> str:
     """The commit that ran; '+' when tracked files differ from it."""
     run = lambda *a: subprocess.run(a, capture_output=True, text=True).stdout.strip()  # noqa: E731
-    dirty = run("git", "status", "--porcelain", "--untracked-files=no", "zoo", "pipelines")
+    dirty = run("git", "status", "--porcelain", "--untracked-files=no", *RAN)
     return run("git", "rev-parse", "--short", "HEAD") + ("+" if dirty else "")
 
 

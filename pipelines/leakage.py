@@ -48,7 +48,7 @@ def _check_rows(split: Split, part: str, events: Events, dataset: Dataset) -> No
 
 def _keys(rows: Ragged, n_items: int) -> np.ndarray:
     """int64: one number a (row, item)."""
-    return np.repeat(np.arange(len(rows)), rows.lengths) * (n_items + 1) + rows.values
+    return rows.rows.astype(np.int64) * (n_items + 1) + rows.values
 
 
 def _common(one: Ragged, other: Ragged, n_items: int) -> np.ndarray:

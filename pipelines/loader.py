@@ -110,7 +110,7 @@ def sequence_loader(
 
 def pair_loader(split: Split, batch: int = 2048, seed: int = 0, **options: int) -> Loader:
     """Training batches [batch, 1] of single interactions: each is a target without a history."""
-    users = np.repeat(np.arange(len(split.train), dtype=np.int32), split.train.lengths)
+    users = split.train.rows
     ones, zeros = np.ones((len(users), 1), np.int32), np.zeros((len(users), 1), np.int32)
     targets = split.train.values.astype(np.int32)[:, None]
     columns = (zeros, targets, ones, zeros, users[:, None])

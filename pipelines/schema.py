@@ -28,6 +28,11 @@ class Ragged:
         """int64 [rows]."""
         return np.diff(self.offsets)
 
+    @property
+    def rows(self) -> np.ndarray:
+        """int32 [e]: which row each value stands in."""
+        return np.repeat(np.arange(len(self), dtype=np.int32), self.lengths)
+
     def take(self, rows: np.ndarray) -> "Ragged":
         """The named rows, in that order."""
         lengths = self.lengths[rows]

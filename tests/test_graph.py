@@ -371,3 +371,10 @@ def test_sharded_lightgcn_equals_one_device(lightgcn, shape):
     for a, b in zip(jax.tree.leaves(sharded), jax.tree.leaves(gradients), strict=True):
         assert np.abs(np.asarray(b)).max() > 1e-4
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_graph_of_other_parts_than_the_mesh_is_refused():
+    graph = graphs.interaction_graph(np.arange(16), np.arange(16), 16, 16, parts=1)
+    with jax.set_mesh(make_mesh(4, 2)):
+        with pytest.raises(ValueError, match="1 parts and the mesh 8 devices.*parts=8"):
+            graphs.product(graph, jnp.ones((16, 4)))

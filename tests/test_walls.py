@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("zoo", "pipelines", "checkpoints")
 FILES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
 # The doors see all three packages.
-DOORS = {"api", "cli", "fitting", "serve", "quickstart", "quickstart_page", "reasons", "report"}
+DOORS = {"api", "arguments", "cli", "fitting", "serve", "quickstart", "quickstart_page"}
+DOORS |= {"reasons", "report"}
 FLAX = {"layers", "items", "train"} | {p.stem for p in (ROOT / "zoo/models").glob("*.py")}
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from checkpoints.bundle import save_bundle
 from pipelines import content, interactions, sources, splits
 from pipelines import loader as loaders
-from pipelines.schema import DataError, Dataset, Ragged, Split
+from pipelines.schema import DataError, Dataset, Split
 from pipelines.words import words
 from zoo import evaluation
 from zoo import mesh as meshes
@@ -72,18 +72,14 @@ class Data:
 
     def linked(self, catalogue: dict[str, Any]) -> dict[str, Any]:
         """`catalogue` with the train interactions, from which graphs are made."""
-        train = {"items": self.split.train.values, "users": _rows(self.split.train)}
+        train = {"items": self.split.train.values, "users": self.split.train.rows}
         return {**catalogue, "train": train}
 
     def counted(self, catalogue: dict[str, Any]) -> dict[str, Any]:
         """`catalogue` with what the floors count: train interactions and the words of items."""
         found = words(self.dataset)
-        text = {} if found is None else {"words": {"items": _rows(found), "words": found.values}}
+        text = {} if found is None else {"words": {"items": found.rows, "words": found.values}}
         return self.linked(catalogue) | text
-
-
-def _rows(ragged: Ragged) -> np.ndarray:
-    return np.repeat(np.arange(len(ragged), dtype=np.int32), ragged.lengths)
 
 
 def load_data(path: str | Path | Dataset, options: DataOptions = DataOptions()) -> Data:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from zoo.arguments import DataArgs, train_args
 from zoo.console import Bar, rounded, tell
 
 COMMANDS = {
@@ -65,86 +66,6 @@ def _positional(argv: list[str], what: str, command: str) -> str:
     return argv[0]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataArgs:
-    """A data folder and how to read it."""
-
-    data: Path
-    part: str | None = None
-    """Which interactions file, where a folder holds several."""
-    protocol: str | None = None
-    """leave-one-out, random, labels, global-time, cold-items, or a protocol's name."""
-    k_core: int | None = None
-    """Keep users and items with at least this many interactions."""
-    require: tuple[str, ...] | None = None
-    """Keep only items that have these modalities."""
-    split_seed: int | None = None
-    tie_seed: int | None = None
-    json: bool = False
-    """Print exactly one JSON object on standard output."""
-
-    def options(self, base=None):
-        """DataOptions: `base` with what was named on the command line."""
-        from zoo.api import DataOptions
-
-        named = {
-            "part": self.part,
-            "split": self.protocol,
-            "k_core": self.k_core,
-            "require": self.require,
-            "split_seed": self.split_seed,
-            "tie_seed": self.tie_seed,
-        }
-        given = {k: v for k, v in named.items() if v is not None}
-        return dataclasses.replace(base or DataOptions(), **given)
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshArgs:
-    """Devices along the two mesh axes; data None: all that `model` leaves."""
-
-    data: int | None = None
-    model: int = 1
-
-
-def _train_args(model: str) -> type:
-    """The options of `zoo train MODEL`: data, settings, mesh and the model's own fields."""
-    from zoo.fitting import Settings, settings_for
-    from zoo.models import fields
-
-    family = dataclasses.asdict(settings_for(model))
-    own = [f for f in dataclasses.fields(Settings) if f.default != family[f.name]]
-    settings_args = dataclasses.make_dataclass(
-        "SettingsArgs",
-        [(f.name, f.type, family[f.name]) for f in own],
-        bases=(Settings,),
-        frozen=True,
-        kw_only=True,
-    )
-    chosen = [(k, kind, dataclasses.field(default=v)) for k, (kind, v) in fields(model).items()]
-    model_args = dataclasses.make_dataclass("ModelArgs", chosen, frozen=True)
-
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class TrainArgs(DataArgs, settings_args):
-        out: Path
-        objective: str | None = None
-        """Short for --model.objective, where the model has one."""
-        model: model_args = model_args()
-        mesh: MeshArgs = MeshArgs()
-
-        def settings(self) -> Settings:
-            names = [f.name for f in dataclasses.fields(Settings)]
-            return Settings(**{name: getattr(self, name) for name in names})
-
-        def chosen(self) -> dict[str, Any]:
-            """The model's fields that differ from its defaults."""
-            known = {k: v for k, (_, v) in fields(model).items()}
-            given = {k: v for k, v in vars(self.model).items() if v != known[k]}
-            return given | ({"objective": self.objective} if self.objective else {})
-
-    return TrainArgs
-
-
 def _train(argv: list[str]) -> int:
     name = _positional(argv, "MODEL", "train")
     from zoo.models import MODELS, entry
@@ -156,7 +77,7 @@ def _train(argv: list[str]) -> int:
         return 0
     if entry(name).family == "floor":
         raise ValueError(f"{name} counts instead of training: zoo floors --data DIR.")
-    args = _parse(_train_args(name), argv[1:], f"train {name}")
+    args = _parse(train_args(name), argv[1:], f"train {name}")
     from zoo import api
     from zoo import mesh as meshes
 

@@ -35,6 +35,7 @@ class Side(NamedTuple):
     rows: Array  # int32 [e], ascending
     columns: Array  # int32 [e], ascending within a row
     weights: Array  # float32 [e], 0 for padding
+    lengths: Array  # int32 [parts]: edges of each part, without padding
     edges: Array  # int32 [e]: the edge's place in the other direction's arrays, -1 for padding
 
 
@@ -129,6 +130,7 @@ def _side(matrix, weights: np.ndarray, edges: np.ndarray, padded: _Padded, parts
         put(np.repeat(np.arange(n), np.diff(offsets)), last, np.int32),  # padding: the last row
         put(matrix.indices, 0, np.int32),
         put(weights, 0, np.float32),
+        np.diff(offsets[:: n // parts]).astype(np.int32),
         put(edges, -1, np.int32),
     )
 
@@ -219,6 +221,11 @@ def _times(side: Side, x: Array) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _local(side, x)
+    if len(side.lengths) != mesh.size:  # its rows would meet the edges of others, silently
+        raise ValueError(
+            f"the graph has {len(side.lengths)} parts and the mesh {mesh.size} devices; make it "
+            f"with parts={mesh.size}, as recommender.prepare(catalogue, mesh.size) does."
+        )
     return jax.shard_map(
         _local, mesh=mesh, in_specs=(P(ROWS), P()), out_specs=P(ROWS), check_vma=False
     )(side, x)
