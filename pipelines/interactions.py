@@ -115,7 +115,9 @@ def histories(dataset: Dataset, tie_seed: int = 0) -> Ragged:
 def by_user(dataset: Dataset, rows: np.ndarray) -> Ragged:
     """Items of the rows (which are sorted by user) as one row a user, row 0 empty."""
     counts = np.bincount(dataset.users[rows], minlength=dataset.n_users + 1)
-    return Ragged(dataset.items[rows], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    times = None if dataset.times is None else dataset.times[rows]
+    return Ragged(dataset.items[rows], offsets, times)
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:

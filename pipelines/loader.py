@@ -12,7 +12,7 @@ import grain
 import numpy as np
 
 from pipelines.schema import SEQUENCE_KEYS, DataError, Dataset, Events, Ragged, Split
-from pipelines.transforms import pack
+from pipelines.transforms import Packed
 
 
 class BatchRows:
@@ -57,14 +57,21 @@ class BatchRows:
         return rows[self.process * share : (self.process + 1) * share]
 
 
-def gather(arrays: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """The rows (int, any shape) of every array; row -1 is all padding."""
-    filled = rows >= 0
-    safe = np.where(filled, rows, 0)
-    return {
-        key: np.where(filled.reshape(*rows.shape, *[1] * (a.ndim - 1)), a[safe], 0).astype(a.dtype)
-        for key, a in arrays.items()
-    }
+class Arrays:
+    """Rows that stand in memory, under the face of transforms.Packed: len() and take()."""
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        self.arrays = arrays
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows (int, any shape) of every array; row -1 is all padding."""
+        filled = rows >= 0
+        safe = np.where(filled, rows, 0)
+        wide = {k: filled.reshape(*rows.shape, *[1] * (a.ndim - 1)) for k, a in self.arrays.items()}
+        return {k: np.where(wide[k], a[safe], 0).astype(a.dtype) for k, a in self.arrays.items()}
 
 
 class Loader:
@@ -73,19 +80,18 @@ class Loader:
     options: `process` and `processes`, this one's share of the rows; `stack`, batches an element.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray], batch: int, seed: int = 0, **options: int):
-        rows = len(next(iter(arrays.values())))
-        if rows == 0:
+    def __init__(self, rows: Packed | Arrays, batch: int, seed: int = 0, **options: int):
+        if len(rows) == 0:
             raise DataError(
                 "no training pairs: every training history has fewer than two items. "
                 "Check the split, or lower k_core."
             )
-        self.source = BatchRows(rows, batch, seed, **options)
+        self.source = BatchRows(len(rows), batch, seed, **options)
         self.per_epoch, self.stack = self.source.per_epoch, self.source.stack
         share = batch // self.source.processes
         shape = (share,) if self.stack is None else (self.stack, share)
-        self.example = {k: np.zeros((*shape, *a.shape[1:]), a.dtype) for k, a in arrays.items()}
-        dataset = grain.MapDataset.source(self.source).map(lambda rows: gather(arrays, rows))
+        self.example = rows.take(np.full(shape, -1))
+        dataset = grain.MapDataset.source(self.source).map(rows.take)
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         self._iterator = iter(dataset.to_iter_dataset(options))
 
@@ -102,10 +108,15 @@ class Loader:
 
 
 def sequence_loader(
-    split: Split, batch: int = 64, length: int = 50, seed: int = 0, **processes: int
+    split: Split,
+    batch: int = 64,
+    length: int = 50,
+    seed: int = 0,
+    scheme: str = "next",
+    **processes: int,
 ) -> Loader:
-    """Packed next-item training batches [batch, length] of the split's training histories."""
-    return Loader(pack(split.train, length), batch, seed, **processes)
+    """Packed training batches [batch, length] of the split's training histories (schema.py)."""
+    return Loader(Packed(split.train, length, scheme), batch, seed, **processes)
 
 
 def pair_loader(split: Split, batch: int = 2048, seed: int = 0, **options: int) -> Loader:
@@ -114,7 +125,7 @@ def pair_loader(split: Split, batch: int = 2048, seed: int = 0, **options: int) 
     ones, zeros = np.ones((len(users), 1), np.int32), np.zeros((len(users), 1), np.int32)
     targets = split.train.values.astype(np.int32)[:, None]
     columns = (zeros, targets, ones, zeros, users[:, None])
-    return Loader(dict(zip(SEQUENCE_KEYS, columns, strict=True)), batch, seed, **options)
+    return Loader(Arrays(dict(zip(SEQUENCE_KEYS, columns, strict=True))), batch, seed, **options)
 
 
 def event_batches(events: Events, length: int, batch: int = 512) -> Iterator[dict[str, np.ndarray]]:
@@ -154,7 +165,7 @@ def requests(
     kept = np.minimum(histories.lengths, length)
     filled = np.arange(length) < kept[:, None]
     width = int(histories.lengths.max(initial=1)) if width is None else width
-    return {
+    out = {
         "items": histories.padded(length).astype(np.int32),
         "segments": filled.astype(np.int32),
         "positions": np.where(filled, np.arange(length), 0).astype(np.int32),
@@ -162,6 +173,15 @@ def requests(
         "query": np.maximum(kept - 1, 0).astype(np.int32),
         "exclude": histories.padded(width).astype(np.int32),
     }
+    return out if histories.times is None else out | _clock(histories, kept, filled)
+
+
+def _clock(histories: Ragged, kept: np.ndarray, filled: np.ndarray) -> dict[str, np.ndarray]:
+    """Times as schema.py has them; what follows the last item is unknown: its own time stands."""
+    times = histories.padded_times(filled.shape[1])
+    following = np.minimum(np.arange(1, filled.shape[1] + 1), (kept - 1)[:, None])
+    following = np.where(filled, np.take_along_axis(times, np.maximum(following, 0), axis=1), 0)
+    return {"times": times, "target_times": following}
 
 
 def catalogue(dataset: Dataset, split: Split, rows: int, user_rows: int) -> dict[str, Any]:

@@ -10,12 +10,19 @@ class DataError(ValueError):
     """Bad input data. The message says what was expected, what was found, where, what to do."""
 
 
+def seconds(differences: np.ndarray) -> np.ndarray:
+    """int32: whole seconds; what exceeds 68 years counts as 68 years."""
+    limit = np.iinfo(np.int32).max
+    return np.clip(differences, -limit, limit).astype(np.int32)
+
+
 @dataclass(frozen=True)
 class Ragged:
     """Rows of different length in two flat arrays: row r is values[offsets[r]:offsets[r+1]]."""
 
     values: np.ndarray  # [e]
     offsets: np.ndarray  # int64 [rows+1]
+    times: np.ndarray | None = None  # [e], seconds; None where the source has no times
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -38,17 +45,31 @@ class Ragged:
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        return Ragged(self.values[np.repeat(self.offsets[:-1][rows], lengths) + within], offsets)
+        return self.at(np.repeat(self.offsets[:-1][rows], lengths) + within, offsets)
+
+    def at(self, where: np.ndarray, offsets: np.ndarray) -> "Ragged":
+        """Other rows, of the values (and times) that stand at `where`."""
+        times = None if self.times is None else self.times[where]
+        return Ragged(self.values[where], offsets, times)
 
     def padded(self, width: int) -> np.ndarray:
         """[rows, width]: the last `width` values of each row, left-aligned, 0 behind them."""
+        where, filled = self._newest(width)
+        values = self.values[where] if len(self.values) else np.zeros(where.shape)
+        return np.where(filled, values, 0).astype(self.values.dtype)
+
+    def padded_times(self, width: int) -> np.ndarray:
+        """int32 [rows, width]: seconds from the first kept value to each, 0 behind them."""
+        where, filled = self._newest(width)
+        times = self.times[where] if len(self.times) else np.zeros(where.shape)
+        return seconds(np.where(filled, times - times[:, :1], 0))
+
+    def _newest(self, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the last `width` values of each row stand, and which columns they fill."""
         kept = np.minimum(self.lengths, width)
         columns = np.arange(width)
         filled = columns < kept[:, None]
-        where = (self.offsets[1:] - kept)[:, None] + columns
-        safe = np.where(filled, where, 0)
-        values = self.values[safe] if len(self.values) else np.zeros(safe.shape, self.values.dtype)
-        return np.where(filled, values, 0).astype(self.values.dtype)
+        return np.where(filled, (self.offsets[1:] - kept)[:, None] + columns, 0), filled
 
     @staticmethod
     def of(rows: list, dtype: Any = np.int32) -> "Ragged":
@@ -118,10 +139,18 @@ class Split:
 
 # A training batch of sequences, several users packed in a row (b rows, l columns, all int32):
 #   items      input item ids, 0 = padding
-#   targets    the item that came next, 0 = none (carries no loss)
+#   targets    [b,l] the item that came next, 0 = none (carries no loss)
 #   segments   1, 2, ... for the histories of the row, 0 = padding
 #   positions  place in the history, counted from 0 at its first item
 #   users      inner user id at each column
+# and, where the source has times,
+#   times         seconds since the first item of the segment
+#   target_times  seconds until the target, on the same clock
+# The scheme says what a segment is and what its targets are:
+#   next   a history without its last item, and at every column the item that came next
+#   last   every prefix of every history, and only what came after it: targets [b,s] of the
+#          row's segments, and ends [b,s], the columns of their last items
+#   cloze  a whole history; targets are the items themselves, for the model to hide and guess
 SEQUENCE_KEYS = ("items", "targets", "segments", "positions", "users")
 
 # A batch of events or requests (b rows, one history each, left-aligned, all int32 but weight):

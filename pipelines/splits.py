@@ -66,12 +66,12 @@ def _leave_one_out(dataset: Dataset, seed: int, tie_seed: int) -> Parts:
     """Test = last item, validation = last but one, train = the rest; evaluation.md 3.1."""
     past = histories(dataset, tie_seed)
     starts, ends, long = past.offsets[:-1], past.offsets[1:], past.lengths >= MIN_LENGTH
-    train = _slices(past.values, starts, np.where(long, ends - 2, ends))
+    train = _slices(past, starts, np.where(long, ends - 2, ends))
     users = np.flatnonzero(long).astype(np.int32)
     starts, ends = starts[long], ends[long]
 
     def events(back: int) -> Events:
-        history = _slices(past.values, starts, ends - back)
+        history = _slices(past, starts, ends - back)
         return Events(users, history, _single(past.values[ends - back]))
 
     short = np.flatnonzero((past.lengths > 0) & ~long)
@@ -136,7 +136,8 @@ def _global_time(dataset: Dataset, seed: int, tie_seed: int) -> Parts:
     n = len(dataset.users)
     t1, t2 = np.sort(dataset.times)[[int(0.8 * n), int(0.9 * n)]]
     order = time_order(dataset, tie_seed)
-    users, items, times = dataset.users[order], dataset.items[order], dataset.times[order]
+    past = by_user(dataset, order)
+    users, items, times = dataset.users[order], past.values, past.times
     train = by_user(dataset, order[times < t1])
     new_user = np.append(True, np.diff(users) != 0)
     new_time = new_user | np.append(True, np.diff(times) != 0)
@@ -147,7 +148,7 @@ def _global_time(dataset: Dataset, seed: int, tie_seed: int) -> Parts:
 
     def events(held: np.ndarray) -> Events:
         asked = held & (earlier > starts)
-        history = _slices(items, starts[asked], earlier[asked])
+        history = _slices(past, starts[asked], earlier[asked])
         who = np.where(known, users, 0)[asked].astype(np.int32)
         return Events(who, history, _single(items[asked]))
 
@@ -190,12 +191,11 @@ SPLITS: dict[str, tuple[str, Callable[[Dataset, int, int], Parts]]] = {
 UNORDERED = ("random", "labels")
 
 
-def _slices(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Ragged:
-    """Row r is values[starts[r]:ends[r]]; rows may overlap."""
+def _slices(past: Ragged, starts: np.ndarray, ends: np.ndarray) -> Ragged:
+    """Row r is past.values[starts[r]:ends[r]], with its times; rows may overlap."""
     lengths = ends - starts
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    shift = np.repeat(starts - offsets[:-1], lengths)
-    return Ragged(values[np.arange(offsets[-1]) + shift], offsets)
+    return past.at(np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets)
 
 
 def _single(values: np.ndarray) -> Ragged:
@@ -206,7 +206,7 @@ def _without(rows: Ragged, drop: np.ndarray) -> Ragged:
     """The rows without the items in `drop` (bool [n_items+1])."""
     kept = ~drop[rows.values]
     before = np.concatenate([[0], np.cumsum(kept)])
-    return Ragged(rows.values[kept], before[rows.offsets].astype(np.int64))
+    return rows.at(np.flatnonzero(kept), before[rows.offsets].astype(np.int64))
 
 
 def cold_mask(split: Split, n_items: int) -> np.ndarray:

@@ -1,8 +1,10 @@
-"""Small maps on histories: cut into windows, pack several in a row."""
+"""Histories to training rows: cut into segments by a scheme, several packed in a row."""
 
 import numpy as np
 
-from pipelines.schema import Ragged
+from pipelines.schema import DataError, Ragged, seconds
+
+SCHEMES = ("next", "last", "cloze")  # schema.py says what each one means
 
 
 def windows(histories: Ragged, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -21,8 +23,19 @@ def windows(histories: Ragged, length: int) -> tuple[np.ndarray, np.ndarray, np.
     return user, start, size
 
 
-def best_fit(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Put each size, in order, into the fullest row that still holds it.
+def prefixes(histories: Ragged, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every prefix that something followed, of at most the `length` newest items; as `windows`."""
+    pairs = np.maximum(histories.lengths - 1, 0)
+    user = np.repeat(np.arange(len(histories)), pairs)
+    whole = np.arange(1, len(user) + 1) - np.repeat(np.cumsum(pairs) - pairs, pairs)
+    size = np.minimum(whole, length)
+    return user, histories.offsets[:-1][user] + whole - size, size
+
+
+def best_fit(
+    sizes: np.ndarray, length: int, most: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Put each size, in order, into the fullest row that still holds it and fewer than `most`.
 
     Returns (row, column, nth in its row), int64 [w] each.
     """
@@ -38,35 +51,96 @@ def best_fit(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np
             target = free[room].pop()
         row[i], column[i], nth[i] = target, length - room, held[target]
         held[target] += 1
-        free[room - size].append(target)
+        if most is None or held[target] < most:
+            free[room - size].append(target)
     return row, column, nth
 
 
-def pack(
-    histories: Ragged, length: int, align: str = "left", seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Histories to rows of `length` columns with segment ids: SEQUENCE_KEYS, int32 [rows, length].
+class Packed:
+    """Histories in rows of `length` columns with segment ids; rows are made when asked for.
 
-    Positions count from the window's first item (`left`) or so that its last item stands at
-    length-1 (`right`, as a left-padded window has it).
+    schema.py says what a row holds. `align` counts positions from the segment's first item
+    (`left`) or so that its last item stands at length-1 (`right`, as a left-padded window has it).
+    Raises DataError for an unknown scheme.
     """
-    user, start, size = windows(histories, length)
-    order = np.random.default_rng(seed).permutation(len(user))
-    user, start, size = user[order], start[order], size[order]
-    row, column, nth = best_fit(size, length)
-    rows = int(row.max()) + 1 if len(row) else 0
-    within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
-    place = np.repeat(row * length + column, size) + within
-    source = np.repeat(start, size) + within
-    shift = np.repeat(length - size, size) if align == "right" else 0
-    columns = {
-        "items": histories.values[source],
-        "targets": histories.values[source + 1],
-        "segments": np.repeat(nth + 1, size),
-        "positions": within + shift,
-        "users": np.repeat(user, size),
-    }
-    out = {key: np.zeros(rows * length, np.int32) for key in columns}
-    for key, values in columns.items():
-        out[key][place] = values
-    return {key: values.reshape(rows, length) for key, values in out.items()}
+
+    def __init__(
+        self, histories: Ragged, length: int, scheme: str = "next", align: str = "left", seed=0
+    ):
+        if scheme not in SCHEMES:
+            raise DataError(f"scheme is '{scheme}'; expected one of {', '.join(SCHEMES)}.")
+        self.histories, self.length = histories, length
+        self.scheme, self.right = scheme, align == "right"
+        user, start, size = self._segments()
+        order = np.random.default_rng(seed).permutation(len(user))
+        user, start, size = user[order], start[order], size[order]
+        self.most = self._most(size)
+        row, column, nth = best_fit(size, length, self.most)
+        starts = np.concatenate([[0], np.cumsum(np.bincount(row))])
+        starts = np.append(starts, starts[-1])  # the last row is empty: row -1 of `take`
+        self._held = Ragged(np.argsort(row, kind="stable"), starts.astype(np.int64))
+        self.user, self.start, self.size, self.column, self.nth = user, start, size, column, nth
+
+    def __len__(self) -> int:
+        return len(self._held) - 1
+
+    def _segments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self.scheme == "last":
+            return prefixes(self.histories, self.length)
+        if self.scheme == "next":
+            return windows(self.histories, self.length)
+        user, start, size = windows(self.histories, self.length - 1)
+        return user, start, size + 1  # the last target is an item of the segment, too
+
+    def _most(self, size: np.ndarray) -> int | None:
+        """Room for targets a row: a quarter above what an average row needs."""
+        if self.scheme != "last" or not len(size):
+            return None
+        return min(int(np.ceil(1.25 * self.length / size.mean())), self.length)
+
+    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The batch of these rows (int [...]), int32 [..., length]; row -1 is all padding."""
+        held = self._held.take(rows.reshape(-1))
+        row, segment = held.rows.astype(np.int64), held.values
+        size, first = self.size[segment], self.start[segment]
+        within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+        place = np.repeat(row * self.length + self.column[segment], size) + within
+        columns = {
+            "segments": np.repeat(self.nth[segment] + 1, size),
+            "positions": within + (np.repeat(self.length - size, size) if self.right else 0),
+            "users": np.repeat(self.user[segment], size),
+            **self._events(np.repeat(first, size) + within, np.repeat(first, size)),
+        }
+        shape = (*rows.shape, self.length)
+        out = {key: _laid(values, place, shape) for key, values in columns.items()}
+        if self.scheme == "last":
+            place, shape = row * self.most + self.nth[segment], (*rows.shape, self.most)
+            out["ends"] = _laid(self.column[segment] + size - 1, place, shape)
+            out["targets"] = _laid(self.histories.values[first + size], place, shape)
+        return out
+
+    def _events(self, source: np.ndarray, first: np.ndarray) -> dict[str, np.ndarray]:
+        """What stands at each filled column: items, their targets, their times."""
+        values, times = self.histories.values, self.histories.times
+        out = {"items": values[source]}
+        if self.scheme != "last":
+            out["targets"] = values[source + (self.scheme == "next")]
+        if times is not None and self.scheme != "cloze":
+            out["times"] = seconds(times[source] - times[first])
+            out["target_times"] = seconds(times[source + 1] - times[first])
+        return out
+
+
+def _laid(values: np.ndarray, place: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """int32 zeros of `shape` with `values` at the flat `place`."""
+    out = np.zeros(int(np.prod(shape)), np.int32)
+    out[place] = values
+    return out.reshape(shape)
+
+
+def pack(
+    histories: Ragged, length: int, align: str = "left", seed: int = 0, scheme: str = "next"
+) -> dict[str, np.ndarray]:
+    """All rows of `Packed` at once: int32 [rows, length]."""
+    rows = Packed(histories, length, scheme, align, seed)
+    return rows.take(np.arange(len(rows)))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.loader import BatchRows, Loader, event_batches, gather, pair_loader, requests
+from pipelines.loader import Arrays, BatchRows, Loader, event_batches, pair_loader, requests
 from pipelines.schema import (
     EVENT_KEYS,
     SEQUENCE_KEYS,
@@ -13,7 +13,7 @@ from pipelines.schema import (
     Split,
     check_batch,
 )
-from pipelines.transforms import best_fit, pack, windows
+from pipelines.transforms import Packed, best_fit, pack, windows
 
 
 def histories(seed=0, users=40, longest=30) -> Ragged:
@@ -51,6 +51,51 @@ def test_segments_are_contiguous_histories(align):
             assert np.array_equal(positions[at], first + np.arange(len(at)))
 
 
+def test_every_prefix_is_a_segment_with_one_target():
+    data = histories()
+    rows = pack(data, 8, scheme="last")
+    expected = sorted(
+        (u, tuple(data[u][max(0, t - 8) : t]), data[u][t])
+        for u in range(len(data))
+        for t in range(1, len(data[u]))
+    )
+    found = []
+    for r in range(len(rows["items"])):
+        for nth, (end, target) in enumerate(zip(rows["ends"][r], rows["targets"][r], strict=True)):
+            at = np.flatnonzero(rows["segments"][r] == nth + 1)
+            assert (target > 0) == bool(len(at))
+            if len(at):
+                assert at[-1] == end and np.array_equal(rows["positions"][r][at], range(len(at)))
+                found.append((rows["users"][r][end], tuple(rows["items"][r][at]), target))
+    assert sorted(found) == expected
+
+
+def test_cloze_rows_hold_whole_histories():
+    data = histories(longest=8)
+    rows = pack(data, 8, scheme="cloze")
+    assert np.array_equal(rows["items"], rows["targets"])
+    long = np.flatnonzero(data.lengths > 1)
+    kept = np.bincount(rows["users"][rows["items"] > 0], minlength=len(data))
+    assert np.array_equal(kept[long], data.lengths[long]) and kept.sum() == kept[long].sum()
+
+
+def test_times_count_from_the_first_item_of_the_segment():
+    times = np.array([0, 1000, 1060, 1100, 5_000_000_000, 5_000_000_007])
+    data = Ragged(np.array([9, 1, 2, 3, 4, 5]), np.array([0, 1, 4, 6]), times)
+    row = {k: x[0].tolist() for k, x in pack(data, 4).items()}  # three pairs fit in one row
+    columns = zip(row["items"], row["times"], row["target_times"], strict=True)
+    by_item = {item: (time, target_time) for item, time, target_time in columns}
+    assert by_item[1] == (0, 60) and by_item[2] == (60, 100) and by_item[4] == (0, 7)
+    asked = requests(data.take(np.array([1, 2])), np.array([1, 2]), 3)
+    assert asked["times"].tolist() == [[0, 60, 100], [0, 7, 0]]
+    assert asked["target_times"].tolist() == [[60, 100, 100], [7, 7, 0]]
+
+
+def test_an_unknown_scheme_is_named():
+    with pytest.raises(DataError, match="expected one of next, last, cloze"):
+        Packed(histories(), 8, scheme="lost")
+
+
 def test_packing_is_dense():
     rows = pack(histories(users=400, longest=12), 20)
     assert (rows["segments"] > 0).mean() > 0.95
@@ -85,7 +130,7 @@ def test_processes_share_the_global_batch():
 
 
 def test_resume_gives_the_very_next_batch():
-    rows = pack(histories(), 8)
+    rows = Packed(histories(), 8)
     first, second = Loader(rows, 4, seed=1), Loader(rows, 4, seed=1)
     for _ in range(7):
         next(iter(first))
@@ -97,11 +142,11 @@ def test_resume_gives_the_very_next_batch():
 
 def test_no_pairs_is_an_error():
     with pytest.raises(DataError, match="fewer than two items"):
-        Loader(pack(Ragged.of([[1], [2]]), 8), 4)
+        Loader(Packed(Ragged.of([[1], [2]]), 8), 4)
 
 
 def test_gather_fills_with_padding():
-    out = gather({"x": np.arange(6).reshape(3, 2) + 1}, np.array([2, -1]))
+    out = Arrays({"x": np.arange(6).reshape(3, 2) + 1}).take(np.array([2, -1]))
     assert out["x"].tolist() == [[5, 6], [0, 0]]
 
 
