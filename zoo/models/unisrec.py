@@ -1,0 +1,165 @@
+"""UniSRec: sequences of content alone, pretrained over domains, fine-tuned with a frozen trunk.
+
+UniSRec (Hou et al. 2022, arXiv 2206.05941), equations 1-9. An item is its text vector through a
+mixture of whitening experts, so a trunk learned on some shops reads the items of another:
+
+    x_t = LN(item_t + position_t); h = post-norm Stack(x) at the newest item
+    f_j = cos(h, item_j) / temperature
+    pretrain  in-batch contrast of sequence and next item + `contrast` x the same of a sequence
+              and a copy of it with items dropped
+    after it  full softmax over the catalogue; `transductive` adds an ID to the item's vector
+
+The paper is 300 wide over shops of millions of events; 64 (with experts and trunk to match) is
+the size for data of one small shop, and the default here. Word drop, which needs the text itself,
+is left out: sequences are augmented by item drop.
+Train:  zoo train unisrec --data amazon-beauty --set stage=scratch --out runs/unisrec
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo import contrast as contrasts
+from zoo import losses
+from zoo.augment import drop_items
+from zoo.experts import Content, Experts, present, read, wanted
+from zoo.layers import Stack, Table, Trunk
+from zoo.models.sequential import sequential
+from zoo.objectives import Objective
+from zoo.recommender import Recommender
+
+Array = jax.Array
+
+# Regexes of the parameters that a stage trains; all others stay as pretraining left them.
+TRAINABLE: dict[str, tuple[str, ...]] = {
+    "pretrain": (r".*",),
+    "inductive": (r"^items/(?!id/)",),  # the adaptor
+    "transductive": (r"^items/",),  # the adaptor and the ID table
+    "scratch": (r".*",),  # the control: the transductive model without pretraining
+}
+STAGES_WITH_ID = ("transductive", "scratch")
+COMBINE = ("sum", "concat")
+
+
+class AdaptedItems(nn.Module):
+    """Item ids to vectors [...,d]: content through experts, and an ID added where `with_id`.
+
+    combine: `sum` gives each modality experts of its own, `concat` has one mixture read all
+    features side by side, zeros where one is missing. What is missing adds nothing.
+    """
+
+    width: int = 64
+    modalities: tuple[str, ...] | None = None  # None: all that the catalogue has
+    combine: str = "sum"
+    with_id: bool = False
+    experts: int = 8
+    dropout: float = 0.2
+
+    def there(self, catalogue: dict, ids: Array | None = None) -> Array:
+        """bool[...]: items that have something to be represented by."""
+        names = wanted(catalogue, self.modalities) + (("id",) if self.with_id else ())
+        return jnp.any(jnp.stack([present(catalogue, name, ids) for name in names]), axis=0)
+
+    @nn.compact
+    def __call__(self, catalogue: dict, ids: Array | None = None, train: bool = False) -> Array:
+        """Vectors [...,d] of `ids` [...], or of the whole catalogue [n,d]; row 0 is zero."""
+        names = wanted(catalogue, self.modalities)
+        if self.combine == "concat":
+            parts = [self._joined(catalogue, names, ids, train)]
+        else:
+            parts = [self._content(m)(catalogue, ids, train) for m in names]
+        if self.with_id:
+            row = read(Table(len(catalogue["valid"]), self.width, name="id")(), ids)
+            parts.append(jnp.where(present(catalogue, "id", ids)[..., None], row, 0))
+        return sum(parts)
+
+    def _content(self, modality: str) -> Content:
+        return Content(modality, self.width, self.experts, dropout=self.dropout, name=modality)
+
+    def _joined(self, catalogue: dict, names: tuple[str, ...], ids, train: bool) -> Array:
+        there = [present(catalogue, m, ids) for m in names]
+        x = [read(catalogue["features"][m], ids) for m in names]
+        x = [jnp.where(t[..., None], v, 0) for t, v in zip(there, x, strict=True)]
+        mixture = Experts(self.width, self.experts, dropout=self.dropout, name="content")
+        y = mixture(jnp.concatenate(x, axis=-1), train)
+        return jnp.where(jnp.any(jnp.stack(there), axis=0)[..., None], y, 0)
+
+
+def unisrec(
+    stage: str = "scratch",
+    width: int = 64,
+    layers: int = 2,
+    heads: int = 2,
+    max_len: int = 50,
+    dropout: float = 0.5,
+    multiplier: int = 4,
+    experts: int = 8,
+    adaptor_dropout: float = 0.2,
+    modalities: tuple[str, ...] | None = None,
+    combine: str = "sum",
+    temperature: float = 0.07,
+    drop_rate: float = 0.2,
+    contrast: float = 1e-3,
+    dtype: str = "float32",
+) -> Recommender:
+    """The recommender of a stage: `pretrain`, `inductive`, `transductive` or `scratch`.
+
+    Trains on batches of the scheme `last`: every prefix of a history with what came after it.
+    A stage says the loss and whether items have an ID; which parameters it trains stands in
+    TRAINABLE. Raises ValueError for an unknown stage or combine.
+    """
+    _check(stage, combine)
+    with_id = stage in STAGES_WITH_ID
+    items = AdaptedItems(width, modalities, combine, with_id, experts, adaptor_dropout)
+    stack = Stack(layers, "post", heads, "gelu", multiplier, dropout, 1e-12, jnp.dtype(dtype))
+    trunk = Trunk(max_len, scale=False, dropout=dropout, stack=stack)
+    objective = Objective("ce", similarity="cosine", temperature=temperature)
+    base = sequential(items, trunk, objective)
+
+    def vectors(params, catalogue, ids, key):
+        rngs = {"dropout": key}
+        return items.apply({"params": params["items"]}, catalogue, ids, True, rngs=rngs)
+
+    def queries(params, x, batch, key):
+        """States [b s,d] at the ends of the segments."""
+        h = trunk.apply({"params": params["trunk"]}, x, batch, True, rngs={"dropout": key})
+        h = jnp.take_along_axis(h, batch["ends"][:, :, None], axis=1)
+        return h.reshape(-1, h.shape[-1])
+
+    def pretrain(params, catalogue, batch, key):
+        item_key, drop_key, trunk_key = jax.random.split(key, 3)
+        ids = jnp.concatenate([batch["items"], batch["targets"]], axis=1)
+        length, targets = batch["items"].shape[1], batch["targets"].reshape(-1)
+        both = vectors(params, catalogue, ids, item_key)
+        x, z = both[:, :length], losses.normalise(both[:, length:].reshape(-1, width))
+        twice = _stacked(batch, drop_items(drop_key, batch, drop_rate))
+        h = losses.normalise(queries(params, jnp.concatenate([x, x]), twice, trunk_key))
+        h, augmented = jnp.split(h, 2)
+        weights = (targets > 0) & items.there(catalogue, targets)
+        weights = weights.astype(jnp.float32)
+        own = contrasts.seq_item(h, z, targets, temperature, weights)
+        views = contrasts.seq_seq(h, augmented, targets, temperature, weights)
+        metrics = {"targets": jnp.sum(weights), "seq_item": own, "seq_seq": views}
+        return own + contrast * views, metrics
+
+    def finetune(params, catalogue, batch, key):
+        item_key, trunk_key = jax.random.split(key)
+        table = vectors(params, catalogue, None, item_key)
+        q = queries(params, jnp.take(table, batch["items"], axis=0), batch, trunk_key)
+        targets = batch["targets"].reshape(-1)
+        weights = (targets > 0).astype(jnp.float32)
+        value = objective(q, targets, weights, None, lambda: table, catalogue, key)
+        return value, {"targets": jnp.sum(weights)}
+
+    return base._replace(loss=pretrain if stage == "pretrain" else finetune)
+
+
+def _stacked(a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:
+    """What the trunk reads of two batches, one below the other."""
+    return {k: jnp.concatenate([a[k], b[k]]) for k in ("segments", "positions", "ends")}
+
+
+def _check(stage: str, combine: str) -> None:
+    for field, value, known in (("stage", stage, TRAINABLE), ("combine", combine, COMBINE)):
+        if value not in known:
+            raise ValueError(f"{field} is '{value}'; expected one of {', '.join(known)}.")
