@@ -13,7 +13,9 @@ FILES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
 # The doors see all three packages.
 DOORS = {"api", "arguments", "cli", "fitting", "serve", "quickstart", "quickstart_page"}
 DOORS |= {"reasons", "report"}
-FLAX = {"layers", "items", "train"} | {p.stem for p in (ROOT / "zoo/models").glob("*.py")}
+FLAX = {"layers", "items", "experts", "train"} | {
+    p.stem for p in (ROOT / "zoo/models").glob("*.py")
+}
 
 
 def imports(path: Path) -> set[str]:

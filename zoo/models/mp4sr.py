@@ -92,7 +92,7 @@ def mp4sr(
         raise ValueError(f"stage is '{stage}'; expected one of {', '.join(TRAINABLE)}.")
     items = Streams(width, modalities, stage == "finetune", experts, adaptor_dropout, official)
     stack = Stack(layers, "post", heads, "gelu", multiplier, dropout, 1e-12, jnp.dtype(dtype))
-    trunk = Trunk(max_len, scale=False, dropout=dropout, stack=stack)
+    trunk = Trunk(max_len, scale=False, dropout=dropout, stack=stack, norm=True)
     objective = Objective("ce", temperature=temperature)
 
     def init(key, catalogue, batch):

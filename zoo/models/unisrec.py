@@ -112,7 +112,7 @@ def unisrec(
     with_id = stage in STAGES_WITH_ID
     items = AdaptedItems(width, modalities, combine, with_id, experts, adaptor_dropout)
     stack = Stack(layers, "post", heads, "gelu", multiplier, dropout, 1e-12, jnp.dtype(dtype))
-    trunk = Trunk(max_len, scale=False, dropout=dropout, stack=stack)
+    trunk = Trunk(max_len, scale=False, dropout=dropout, stack=stack, norm=True)
     objective = Objective("ce", similarity="cosine", temperature=temperature)
     base = sequential(items, trunk, objective)
 
@@ -142,16 +142,7 @@ def unisrec(
         metrics = {"targets": jnp.sum(weights), "seq_item": own, "seq_seq": views}
         return own + contrast * views, metrics
 
-    def finetune(params, catalogue, batch, key):
-        item_key, trunk_key = jax.random.split(key)
-        table = vectors(params, catalogue, None, item_key)
-        q = queries(params, jnp.take(table, batch["items"], axis=0), batch, trunk_key)
-        targets = batch["targets"].reshape(-1)
-        weights = (targets > 0).astype(jnp.float32)
-        value = objective(q, targets, weights, None, lambda: table, catalogue, key)
-        return value, {"targets": jnp.sum(weights)}
-
-    return base._replace(loss=pretrain if stage == "pretrain" else finetune)
+    return base._replace(loss=pretrain) if stage == "pretrain" else base
 
 
 def _stacked(a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:
