@@ -287,11 +287,39 @@ def test_each_loss_falls(name, stage):
     assert values[-1] < 0.7 * values[0], values
 
 
+def test_codes_stand_for_content():
+    """VQ-Rec's item: the mean of one embedding a digit, each level with a book of its own."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 4, (ROWS, 3)).astype(np.int32)
+    codes[7] = -1
+    coded = {**world()[0], "codes": codes}
+    fields = {**SMALL, "item_input": "codes", "codebook": 4}
+    recommender = build("unisrec", **fields, stage="inductive")
+    params = drawn(recommender, coded)
+    assert set(params["items"]) == {"codes"}
+    books = np.asarray(params["items"]["codes"]["table"]).reshape(3, 4, 8)
+    table = np.asarray(jit(recommender.index)(params, coded)["table"])
+    np.testing.assert_allclose(
+        table[5], np.mean([books[c, codes[5, c]] for c in range(3)], axis=0), atol=1e-6
+    )
+    np.testing.assert_array_equal(table[[0, 7, ROWS - 1]], 0)
+    with_id = build("unisrec", **fields, stage="transductive")
+    assert set(drawn(with_id, coded)["items"]) == {"codes", "id"}
+    pretrain = build("unisrec", **fields, stage="pretrain")
+    assert (
+        jax.eval_shape(pretrain.loss, params, coded, world()[1], jax.random.key(0))[0].shape == ()
+    )
+    with pytest.raises(ValueError, match=r"reads catalogue\['codes'\]"):
+        drawn(recommender, world()[0])
+
+
 def test_wrong_fields_are_named():
     with pytest.raises(ValueError, match="stage is 'finetune'; expected one of pretrain"):
         build("unisrec", stage="finetune")
     with pytest.raises(ValueError, match="combine is 'mean'"):
         build("unisrec", combine="mean")
+    with pytest.raises(ValueError, match="item_input is 'pixels'"):
+        build("unisrec", item_input="pixels")
     with pytest.raises(ValueError, match="stage is 'scratch'"):
         build("mp4sr", stage="scratch")
     recommender = build("unisrec", modalities=("sound",))

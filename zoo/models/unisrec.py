@@ -15,6 +15,8 @@ is left out: sequences are augmented by item drop.
 Train:  zoo train unisrec --data amazon-beauty --set stage=scratch --out runs/unisrec
 """
 
+from collections.abc import Iterable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -39,6 +41,59 @@ TRAINABLE: dict[str, tuple[str, ...]] = {
 }
 STAGES_WITH_ID = ("transductive", "scratch")
 COMBINE = ("sum", "concat")
+INPUTS = ("content", "codes")
+
+
+class CodedItems(nn.Module):
+    """Mean of an embedding a code, for items that have codes, and an ID added where `with_id`.
+
+    VQ-Rec's item (Hou et al. 2023, arXiv 2210.12316, eq. 3): `catalogue["codes"]` int32[n,c] are
+    digits of a product quantisation of the content, below `codebook`; an item with a digit below
+    0 has none.
+    """
+
+    width: int = 64
+    codebook: int = 256
+    with_id: bool = False
+
+    def there(self, catalogue: dict, ids: Array | None = None) -> Array:
+        """bool[...]: items that have something to be represented by."""
+        coded = self._coded(catalogue, ids)
+        return coded | present(catalogue, "id", ids) if self.with_id else coded
+
+    @nn.compact
+    def __call__(self, catalogue: dict, ids: Array | None = None, train: bool = False) -> Array:
+        """Vectors [...,d] of `ids` [...], or of the whole catalogue [n,d]; row 0 is zero."""
+        codes = read(_codes(catalogue), ids)  # ... c
+        levels = codes.shape[-1]
+        books = Table(levels * self.codebook, self.width, name="codes")()
+        first = self.codebook * jnp.arange(levels).reshape((1,) * (codes.ndim - 1) + (levels,))
+        # An item without codes reads anything, and is masked.
+        rows = jnp.take(books, codes + first, axis=0, mode="clip")
+        x = jnp.where(self._coded(catalogue, ids)[..., None], jnp.mean(rows, axis=-2), 0)
+        if self.with_id:
+            table = Table(len(catalogue["valid"]), self.width, name="id")()
+            x = x + _seen_rows(table, catalogue, ids)
+        return x
+
+    @staticmethod
+    def _coded(catalogue: dict, ids: Array | None) -> Array:
+        has = jnp.all(jnp.asarray(_codes(catalogue)) >= 0, axis=-1)
+        return read(catalogue["valid"] & has, ids)
+
+
+def _seen_rows(table: Array, catalogue: dict, ids: Array | None) -> Array:
+    """Rows of an ID table, zero for items that training has not seen."""
+    return jnp.where(present(catalogue, "id", ids)[..., None], read(table, ids), 0)
+
+
+def _codes(catalogue: dict) -> Array:
+    if "codes" not in catalogue:
+        raise ValueError(
+            "item_input='codes' reads catalogue['codes'], int32[n,c] digits of each item; the "
+            f"catalogue has {sorted(catalogue)}. Quantise the content first, or use 'content'."
+        )
+    return catalogue["codes"]
 
 
 class AdaptedItems(nn.Module):
@@ -69,8 +124,8 @@ class AdaptedItems(nn.Module):
         else:
             parts = [self._content(m)(catalogue, ids, train) for m in names]
         if self.with_id:
-            row = read(Table(len(catalogue["valid"]), self.width, name="id")(), ids)
-            parts.append(jnp.where(present(catalogue, "id", ids)[..., None], row, 0))
+            table = Table(len(catalogue["valid"]), self.width, name="id")()
+            parts.append(_seen_rows(table, catalogue, ids))
         return sum(parts)
 
     def _content(self, modality: str) -> Content:
@@ -97,6 +152,8 @@ def unisrec(
     adaptor_dropout: float = 0.2,
     modalities: tuple[str, ...] | None = None,
     combine: str = "sum",
+    item_input: str = "content",
+    codebook: int = 256,
     temperature: float = 0.07,
     drop_rate: float = 0.2,
     contrast: float = 1e-3,
@@ -106,11 +163,15 @@ def unisrec(
 
     Trains on batches of the scheme `last`: every prefix of a history with what came after it.
     A stage says the loss and whether items have an ID; which parameters it trains stands in
-    TRAINABLE. Raises ValueError for an unknown stage or combine.
+    TRAINABLE. item_input `codes` is VQ-Rec's item in the same trunk: `codebook` digits a code,
+    whose tables `inductive` trains. Raises ValueError for an unknown stage, combine or item_input.
     """
-    _check(stage, combine)
+    _check(stage=(stage, TRAINABLE), combine=(combine, COMBINE), item_input=(item_input, INPUTS))
     with_id = stage in STAGES_WITH_ID
-    items = AdaptedItems(width, modalities, combine, with_id, experts, adaptor_dropout)
+    if item_input == "codes":
+        items = CodedItems(width, codebook, with_id)
+    else:
+        items = AdaptedItems(width, modalities, combine, with_id, experts, adaptor_dropout)
     stack = Stack(layers, "post", heads, "gelu", multiplier, dropout, 1e-12, jnp.dtype(dtype))
     trunk = Trunk(max_len, scale=False, dropout=dropout, stack=stack, norm=True)
     objective = Objective("ce", similarity="cosine", temperature=temperature)
@@ -150,7 +211,7 @@ def _stacked(a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:
     return {k: jnp.concatenate([a[k], b[k]]) for k in ("segments", "positions", "ends")}
 
 
-def _check(stage: str, combine: str) -> None:
-    for field, value, known in (("stage", stage, TRAINABLE), ("combine", combine, COMBINE)):
+def _check(**chosen: tuple[str, Iterable[str]]) -> None:
+    for field, (value, known) in chosen.items():
         if value not in known:
             raise ValueError(f"{field} is '{value}'; expected one of {', '.join(known)}.")
