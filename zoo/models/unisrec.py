@@ -12,7 +12,7 @@ mixture of whitening experts, so a trunk learned on some shops reads the items o
 The paper is 300 wide over shops of millions of events; 64 (with experts and trunk to match) is
 the size for data of one small shop, and the default here. Word drop, which needs the text itself,
 is left out: sequences are augmented by item drop.
-Train:  zoo train unisrec --data amazon-beauty --set stage=scratch --out runs/unisrec
+Train:  zoo train unisrec --data amazon-beauty --stage scratch --out runs/unisrec
 """
 
 from collections.abc import Iterable
