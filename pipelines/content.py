@@ -19,7 +19,14 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy.signal import resample_poly
 
-from pipelines.features import BLOCK, describe_images, describe_sounds, standardise, text_features
+from pipelines.features import (
+    BLOCK,
+    describe_images,
+    describe_sounds,
+    hashed_text,
+    standardise,
+    text_features,
+)
 from pipelines.schema import DataError, Dataset
 from pipelines.words import KEYWORDS
 
@@ -155,7 +162,10 @@ def clean_text(value: Any) -> str:
 
 
 def with_features(
-    dataset: Dataset, modalities: Sequence[str] = ("text", "image", "audio"), seed: int = 0
+    dataset: Dataset,
+    modalities: Sequence[str] = ("text", "image", "audio"),
+    seed: int = 0,
+    text: str = "lsa",
 ) -> tuple[Dataset, list[Problem]]:
     """The data set with `features` and `present` of the modalities it has content for.
 
@@ -163,21 +173,25 @@ def with_features(
     machine-written keywords that the floors read (words.KEYWORDS); images and audio from the
     files that the columns `image` and `audio` name. Modalities that have features already are
     left as they are.
-    `seed` starts the SVD of the text. DataError for a modality that is none of the three.
+    `text` is `lsa` (features.text_features; `seed` starts its SVD) or `hashed`, the same space
+    for every data set (features.hashed_text).
+    DataError for a modality that is none of the three, or another `text`.
     """
+    if text not in TEXTS:
+        raise DataError(f"text is '{text}'; expected one of {', '.join(TEXTS)}.")
     unknown = set(modalities) - set(MAKERS)
     if unknown:
         raise DataError(f"modalities {sorted(unknown)}: expected some of {sorted(MAKERS)}.")
     features, present, problems = dict(dataset.features), dict(dataset.present), []
     for modality in modalities:
-        made = None if modality in features else MAKERS[modality](dataset, seed)
+        made = None if modality in features else MAKERS[modality](dataset, seed, text)
         if made is not None:
             features[modality], present[modality], found = made
             problems += found
     return replace(dataset, features=features, present=present), problems
 
 
-def _text(dataset: Dataset, seed: int) -> tuple | None:
+def _text(dataset: Dataset, seed: int, kind: str) -> tuple | None:
     columns = [dataset.columns[name] for name in TEXT_COLUMNS if name in dataset.columns]
     if not columns:  # machine-written keywords stand in: `|` and `▁` part their pieces
         keywords = [dataset.columns[name] for name in KEYWORDS if name in dataset.columns]
@@ -186,14 +200,15 @@ def _text(dataset: Dataset, seed: int) -> tuple | None:
         return None
     texts = [clean_text(" ".join(map(clean_text, row))) for row in zip(*columns, strict=True)]
     texts[0] = ""
-    return text_features(texts, seed=seed), np.array([bool(text) for text in texts]), []
+    features = text_features(texts, seed=seed) if kind == "lsa" else hashed_text(texts)
+    return features, np.array([bool(text) for text in texts]), []
 
 
-def _images(dataset: Dataset, seed: int) -> tuple | None:
+def _images(dataset: Dataset, seed: int, text: str) -> tuple | None:
     return _from_files(dataset, "image", decode_images, describe_images)
 
 
-def _sounds(dataset: Dataset, seed: int) -> tuple | None:
+def _sounds(dataset: Dataset, seed: int, text: str) -> tuple | None:
     return _from_files(dataset, "audio", decode_sounds, lambda x: describe_sounds(x, RATE))
 
 
@@ -213,4 +228,5 @@ def _from_files(
     return standardise(np.concatenate(rows), present), present, problems
 
 
+TEXTS = ("lsa", "hashed")
 MAKERS = {"text": _text, "image": _images, "audio": _sounds}

@@ -4,6 +4,7 @@ A first content vector for every modality, for the first models and as a floor f
 Every function returns float32 [n,f], standardised over the present rows; absent rows are zero.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 
@@ -100,6 +101,25 @@ def text_features(texts: Sequence[str], dim: int = 64, seed: int = 0) -> np.ndar
     x *= np.sign((x**3).sum(0))  # a direction and its opposite are one: the longer tail is up
     present = np.array([bool(text) for text in texts], bool)
     return standardise(x, present, columns=False)
+
+
+def hashed_text(texts: Sequence[str], dim: int = 256) -> np.ndarray:
+    """float32 [n,dim]: every word adds +1 or -1 at two hashed columns; rows of length one.
+
+    No vocabulary and no statistics of the data (Weinberger et al., 2009, arXiv 0902.2206), so the
+    same words give the same vector in every data set: what pretraining needs to be transferred.
+    """
+    out = np.zeros((len(texts), dim), np.float32)
+    places: dict[str, list[tuple[int, float]]] = {}
+    for row, text in enumerate(texts):
+        for word in set(re.findall(r"\w+", text.lower())):
+            if word not in places:
+                digest = hashlib.blake2b(word.encode(), digest_size=16).digest()
+                numbers = np.frombuffer(digest, "<u4")
+                places[word] = [(int(x >> 1) % dim, 1.0 - 2.0 * (x & 1)) for x in numbers[:2]]
+            for column, sign in places[word]:
+                out[row, column] += sign
+    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-6)
 
 
 def _leading(x: scipy.sparse.csr_array, dim: int, rng: np.random.Generator) -> np.ndarray:

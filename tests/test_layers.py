@@ -7,7 +7,7 @@ import pytest
 from conftest import FIXTURES
 
 from zoo.items import Items
-from zoo.layers import Stack, Trunk, segment_causal_mask
+from zoo.layers import Stack, Trunk, segment_mask
 
 HIGHEST = jax.default_matmul_precision("highest")
 
@@ -164,7 +164,7 @@ def test_remat_and_scan_change_nothing():
 
 
 def test_padding_sees_nothing_but_padding():
-    mask = np.asarray(segment_causal_mask(jnp.array([[1, 1, 2, 0]])))[0, 0]
+    mask = np.asarray(segment_mask(jnp.array([[1, 1, 2, 0]])))[0, 0]
     assert mask.tolist() == [
         [True, False, False, False],
         [True, True, False, False],

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from checkpoints.bundle import save_bundle
 from pipelines import content, interactions, sources, splits
 from pipelines import loader as loaders
+from pipelines.merging import merge
 from pipelines.schema import DataError, Dataset, Split
 from pipelines.words import words
 from zoo import evaluation
@@ -54,6 +55,7 @@ class DataOptions:
     require: tuple[str, ...] = ()  # keep items that have these modalities, before the k-core
     split_seed: int = 0
     tie_seed: int = 0  # orders interactions of equal time
+    text: str = "lsa"  # features of words: `lsa`, or `hashed`, the same space in every data set
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,17 @@ class Data:
         return self.linked(catalogue) | text
 
 
-def load_data(path: str | Path | Dataset, options: DataOptions = DataOptions()) -> Data:
+def load_data(
+    path: str | Path | Dataset | Sequence[str | Path | Dataset],
+    options: DataOptions = DataOptions(),
+) -> Data:
     """A folder (or a Dataset) with its split, leakage checked; of repeated pairs the last counts.
 
+    Several of them become one data set with nothing shared (pipelines/merging.py).
     Raises pipelines.schema.DataError for anything wrong with the files.
     """
-    dataset = path if isinstance(path, Dataset) else sources.load(path, options.part)
+    paths = path if isinstance(path, (list, tuple)) else [path]
+    dataset = merge([p if isinstance(p, Dataset) else sources.load(p, options.part) for p in paths])
     before = len(dataset.items)
     dataset = interactions.drop_duplicates(dataset)  # the history is masked: a repeat has no rank
     if len(dataset.items) < before:
@@ -113,7 +120,7 @@ def prepare(data: Data, sources_wanted: str) -> Data:
     """With content features, decoded and computed, when a model asks for `content` or `both`."""
     if sources_wanted == "id":
         return data
-    dataset, problems = content.with_features(data.dataset)
+    dataset, problems = content.with_features(data.dataset, text=data.options.text)
     for problem in problems[:5]:
         log.warning("masked: %s", problem)
     if problems:
@@ -136,10 +143,12 @@ def fit(
     settings: Settings | None = None,
     mesh: Mesh | None = None,
     report=lambda step, steps, metrics: None,
+    graft: Pretrained | str | Path | None = None,
     **chosen: Any,
 ) -> tuple[Fitted, Data]:
     """Train a model of the register on data; with `out`, resumable, and a bundle at OUT/bundle.
 
+    graft: a pretrained run or bundle; its parameters take the place of fresh ones (graft.py).
     Returns the fitted model and the data as the model saw it (content features included).
     """
     known = entry(model)
@@ -151,10 +160,38 @@ def fit(
     data = prepare(data, _wanted(model, chosen))
     catalogue = data.catalogue(mesh)
     catalogue = data.linked(catalogue) if known.family == "graph" else catalogue
-    fitted = fit_split(model, data.split, catalogue, out, settings, mesh, report, **chosen)
+    start = pretrained_for(model, graft, data) if graft is not None else None
+    fitted = fit_split(model, data.split, catalogue, out, settings, mesh, report, start, **chosen)
     if out is not None:
         save(Path(out) / "bundle", model, chosen, fitted, data)
     return fitted, data
+
+
+def pretrained_for(model: str, graft: Pretrained | str | Path, data: Data) -> Any:
+    """Parameters of a pretrained run, after checking that they can mean the same here.
+
+    Raises ValueError for another model, for features of another space, and for a modality that
+    the pretraining read and `data` lacks.
+    """
+    bundle = graft if isinstance(graft, Pretrained) else from_pretrained(graft)
+    theirs, known = bundle.config["model"], set(bundle.catalogue.get("features", {}))
+    if theirs != model:
+        raise ValueError(f"the graft was pretrained as {theirs}; this model is {model}.")
+    if known - set(data.dataset.features):
+        raise ValueError(
+            f"the graft reads {sorted(known)}; {data.dataset.name} has "
+            f"{sorted(data.dataset.features)}. Pretrain on modalities that both have "
+            "(--model.modalities)."
+        )
+    text, mine = bundle.data_options().text, data.options.text
+    other = bundle.split.get("data") != data.dataset.name
+    if "text" in known and (text != mine or other and text == "lsa"):
+        raise ValueError(
+            f"the graft was pretrained on text='{text}' features of {bundle.split.get('data')}, "
+            f"which mean nothing on text='{mine}' features of {data.dataset.name}: use "
+            "--text hashed for both, the same space in every data set."
+        )
+    return bundle.params
 
 
 def evaluate(

@@ -20,6 +20,8 @@ class DataArgs:
     """Keep only items that have these modalities."""
     split_seed: int | None = None
     tie_seed: int | None = None
+    text: str | None = None
+    """Features of words: lsa, or hashed, the same space in every data set."""
     json: bool = False
     """Print exactly one JSON object on standard output."""
 
@@ -34,6 +36,7 @@ class DataArgs:
             "require": self.require,
             "split_seed": self.split_seed,
             "tie_seed": self.tie_seed,
+            "text": self.text,
         }
         given = {k: v for k, v in named.items() if v is not None}
         return dataclasses.replace(base or DataOptions(), **given)
@@ -47,8 +50,11 @@ class MeshArgs:
     model: int = 1
 
 
-def train_args(model: str) -> type:
-    """The options of `zoo train MODEL`: data, settings, mesh and the model's own fields."""
+def train_args(model: str, **preset: Any) -> type:
+    """The options of `zoo train MODEL`: data, settings, mesh and the model's own fields.
+
+    preset: other defaults of the model's fields.
+    """
     from zoo.fitting import Settings, settings_for
     from zoo.models import fields
 
@@ -61,12 +67,19 @@ def train_args(model: str) -> type:
         frozen=True,
         kw_only=True,
     )
-    chosen = [(k, kind, dataclasses.field(default=v)) for k, (kind, v) in fields(model).items()]
+    chosen = [
+        (k, kind, dataclasses.field(default=preset.get(k, v)))
+        for k, (kind, v) in fields(model).items()
+    ]
     model_args = dataclasses.make_dataclass("ModelArgs", chosen, frozen=True)
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class TrainArgs(DataArgs, settings_args):
         out: Path
+        more_data: tuple[Path, ...] = ()
+        """Further data sets, merged with the first: users and items side by side."""
+        graft: str | None = None
+        """A pretrained run or bundle whose parameters to start from."""
         objective: str | None = None
         """Short for --model.objective, where the model has one."""
         model: model_args = model_args()

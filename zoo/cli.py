@@ -13,6 +13,7 @@ from zoo.console import Bar, rounded, tell
 COMMANDS = {
     "quickstart": "make a small world, train on it, compare, save, load back, recommend",
     "train": "train MODEL --data DIR --out RUN: fit a model; the same command resumes it",
+    "pretrain": "pretrain MODEL --data DIR --out RUN: the model's contrastive stage",
     "evaluate": "evaluate RUN_OR_BUNDLE --data DIR: full-ranking metrics and strata",
     "recommend": "recommend RUN_OR_BUNDLE --history A,B,C --k 10",
     "floors": "floors --data DIR: popularity, counting and EASE on the same protocol",
@@ -67,26 +68,41 @@ def _positional(argv: list[str], what: str, command: str) -> str:
 
 
 def _train(argv: list[str]) -> int:
-    name = _positional(argv, "MODEL", "train")
-    from zoo.models import MODELS, entry
+    from zoo.models import MODELS
+
+    return _fit(argv, "train", [name for name, e in MODELS.items() if e.family != "floor"])
+
+
+def _pretrain(argv: list[str]) -> int:
+    from zoo.models import MODELS, fields
+
+    return _fit(argv, "pretrain", [k for k in MODELS if "stage" in fields(k)], stage="pretrain")
+
+
+def _fit(argv: list[str], command: str, names: list[str], **preset: Any) -> int:
+    name = _positional(argv, "MODEL", command)
+    from zoo.models import entry
 
     if name in ("-h", "--help"):
-        print("usage: zoo train MODEL --data DIR --out RUN [options]")
-        print("models: " + ", ".join(k for k, e in MODELS.items() if e.family != "floor"))
-        print("zoo train MODEL --help shows a model's options.")
+        print(f"usage: zoo {command} MODEL --data DIR --out RUN [options]")
+        print("models: " + ", ".join(names))
+        print(f"zoo {command} MODEL --help shows a model's options.")
         return 0
     if entry(name).family == "floor":
         raise ValueError(f"{name} counts instead of training: zoo floors --data DIR.")
-    args = _parse(train_args(name), argv[1:], f"train {name}")
+    if name not in names:
+        raise ValueError(f"{name} has no pretraining stage; these have: {', '.join(names)}.")
+    args = _parse(train_args(name, **preset), argv[1:], f"{command} {name}")
     from zoo import api
     from zoo import mesh as meshes
 
     chosen = args.chosen()
     api.build(name, **chosen)  # bad fields are told before any data is read
     mesh = meshes.make_mesh(args.mesh.data, args.mesh.model)
-    data = api.load_data(args.data, args.options())
-    with Bar(f"train {name}", args.select) as bar:
-        fitted, data = api.fit(name, data, args.out, args.settings(), mesh, bar, **chosen)
+    data = api.load_data([args.data, *args.more_data], args.options())
+    with Bar(f"{command} {name}", args.select) as bar:
+        settings = args.settings()
+        fitted, data = api.fit(name, data, args.out, settings, mesh, bar, args.graft, **chosen)
     result = {
         "model": name,
         "run": str(args.out),
@@ -142,13 +158,16 @@ def _recommend(argv: list[str]) -> int:
         history: str
         """The data's own item ids, oldest first, with commas between them."""
         k: int = 10
+        times: str | None = None
+        """When each happened, in seconds, with commas between them: for models that read times."""
         json: bool = False
 
     args = _parse(RecommendArgs, argv[1:], "recommend RUN_OR_BUNDLE")
     from zoo.serve import from_pretrained
 
     history = [item.strip() for item in args.history.split(",") if item.strip()]
-    lines = from_pretrained(name).recommend(history, args.k)
+    times = None if args.times is None else [float(t) for t in args.times.split(",")]
+    lines = from_pretrained(name).recommend(history, args.k, times)
     if not args.json:
         for place, x in enumerate(lines, 1):
             print(f"{place:>3}  {x.item:<16} {x.score:9.4f}  {x.title}")

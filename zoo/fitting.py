@@ -20,8 +20,9 @@ from pipelines.loader import candidates, event_batches, pair_loader, sequence_lo
 from pipelines.schema import Split
 from zoo import mesh as meshes
 from zoo.evaluation import evaluate
+from zoo.graft import graft
 from zoo.metrics import RANKING
-from zoo.models import build, entry
+from zoo.models import Entry, build, entry, trainable
 from zoo.names import unknown
 from zoo.optim import optimizer
 from zoo.recommender import Recommender, unchanged
@@ -96,25 +97,34 @@ class Run:
         catalogue: dict,
         settings: Settings,
         mesh: Mesh,
+        start: Any = None,
     ):
         s = self.settings = settings
+        self.start = start
         self.mesh, self.split, self.max_len = mesh, split, int(fields.get("max_len", 50))
         self.recommender = build(model, **fields)
         check_metric(s.select)
         meshes.check_batch_fits(s.batch, mesh)
-        self._load(entry(model).family)
-        self.optimizer = optimizer(s.rate, self.steps, s.warmup, s.schedule, s.weight_decay, s.clip)
+        self._load(entry(model))
+        rates = _rates(model, fields, start)
+        chain = (s.rate, self.steps, s.warmup, s.schedule, s.weight_decay, s.clip)
+        self.optimizer = optimizer(*chain, rates=rates)
         catalogue = self.recommender.prepare(catalogue, mesh.size)
         self.catalogue = jax.device_put(catalogue, NamedSharding(mesh, P(("data", "model"))))
         self.shapes = jax.eval_shape(self._create, self.catalogue)
+        if start is not None:
+            graft(
+                self.shapes.params, start
+            )  # what does not fit is told before anything is compiled
         self.shardings = meshes.shardings(self.shapes, mesh)
         self.step = self._compile()
 
-    def _load(self, family: str) -> None:
+    def _load(self, known: Entry) -> None:
         """The loader, and how many steps: in all, between evaluations, and a dispatch."""
-        s, graph = self.settings, family == "graph"
+        s, graph = self.settings, known.family == "graph"
         options = {"process": jax.process_index(), "processes": jax.process_count()}
-        options |= {} if graph else {"length": self.max_len}
+        room = self.max_len + (known.targets == "cloze")  # the guess stands behind the history
+        options |= {} if graph else {"length": room, "scheme": known.targets}
         make = partial(pair_loader if graph else sequence_loader, self.split, s.batch, **options)
         per_epoch = make(seed=s.seed).per_epoch
         self.steps = s.steps or s.epochs * per_epoch
@@ -143,8 +153,13 @@ class Run:
         return create(self.recommender, self.optimizer, catalogue, example, self.settings.seed)
 
     def fresh(self) -> TrainState:
-        """The state at step 0, placed by the rules."""
-        return jax.jit(self._create, out_shardings=self.shardings)(self.catalogue)
+        """The state at step 0, placed by the rules; pretrained parameters in their places."""
+        state = jax.jit(self._create, out_shardings=self.shardings)(self.catalogue)
+        if self.start is None:
+            return state
+        grafted = graft(meshes.fetch(state.params), self.start)
+        log.warning("grafted %d parameters; fresh: %s", len(grafted.taken), list(grafted.fresh))
+        return state.replace(params=jax.device_put(grafted.params, self.shardings.params))
 
     def abstract(self) -> TrainState:
         """Shapes with shardings: what a checkpoint is restored onto."""
@@ -166,6 +181,20 @@ class Run:
         return evaluate(
             self.recommender, params, self.catalogue, batches, KS, strata=None, candidates=allowed
         ).metrics
+
+
+def _rates(model: str, fields: dict, start: Any) -> tuple[tuple[str, float], ...]:
+    """Rate factors by parameter name: 0 for what the model's stage does not train."""
+    trained = trainable(model, fields)
+    if trained is None or trained == (".*",):
+        return ()
+    if start is None:
+        raise ValueError(
+            f"{model} with stage='{fields['stage']}' trains only {', '.join(trained)}: the rest "
+            "has to come from pretraining. Name a pretrained run (graft), or take the stage that "
+            "trains everything."
+        )
+    return (*((pattern, 1.0) for pattern in trained), (".*", 0.0))
 
 
 class Progress:
@@ -202,20 +231,22 @@ def fit(
     settings: Settings | None = None,
     mesh: Mesh | None = None,
     report: Callable[[int, int, dict[str, float]], None] = lambda step, steps, metrics: None,
+    start: Any = None,
     **fields: Any,
 ) -> Fitted:
     """Train `model` with `fields`; go on where it stopped when `out` holds the same run.
 
-    settings None: those of the model's family (`settings_for`).
+    settings None: those of the model's family (`settings_for`). start: parameters of another
+    run; those of the same name and shape take the place of fresh ones (graft.py).
     `report(step, steps, metrics)` hears of every step and every evaluation.
     Raises ValueError when `out` holds a run of other settings.
     """
     mesh, settings = mesh or meshes.make_mesh(1), settings or settings_for(model)
     with jax.set_mesh(mesh):
-        run = Run(model, fields, split, catalogue, settings, mesh)
+        run = Run(model, fields, split, catalogue, settings, mesh, start)
         if out is None:
             return _loop(run, run.fresh(), Progress(settings.select, settings.patience), report)
-        claim(Path(out), identity(model, fields, split, settings))
+        claim(Path(out), identity(model, fields, split, settings, start))
         with Store(out) as store:
             state, progress = _resume(run, store)
             return _loop(run, state, progress, report, store)
@@ -296,9 +327,12 @@ def check_metric(name: str) -> None:
         raise unknown("unknown metric to select by:", name, known)
 
 
-def identity(model: str, fields: dict, split: Split, settings: Settings) -> dict[str, Any]:
-    """What makes two runs the same: model, fields, split, settings. JSON-able."""
+def identity(
+    model: str, fields: dict, split: Split, settings: Settings, start: Any = None
+) -> dict[str, Any]:
+    """What makes two runs the same: model, fields, split, settings, a graft. JSON-able."""
     known = {"model": model, "fields": fields, "split": split.hash, **asdict(settings)}
+    known["graft"] = None if start is None else params_sha256(start)
     return json.loads(json.dumps(known))
 
 

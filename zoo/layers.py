@@ -5,6 +5,7 @@ c candidates or code level   v codebook size   e edges   p positions of a batch,
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -14,15 +15,15 @@ Array = jax.Array
 init_normal = nn.initializers.normal(0.02)
 
 
-def segment_causal_mask(segments: Array) -> Array:
-    """bool[b,1,l,l]: a query sees itself and what came before it in its own segment.
+def segment_mask(segments: Array, causal: bool = True) -> Array:
+    """bool[b,1,l,l]: a query sees its own segment, with `causal` only itself and what came before.
 
     Padding (segment 0) sees padding only, so no row is fully masked.
     """
     same = segments[:, :, None] == segments[:, None, :]
     length = segments.shape[1]
-    causal = jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]
-    return (same & causal[None])[:, None]
+    earlier = jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]
+    return (same & earlier[None] if causal else same)[:, None]
 
 
 class Table(nn.Module):
@@ -76,7 +77,7 @@ class FeedForward(nn.Module):
         if self.kind == "swiglu":
             y = nn.silu(y) * nn.Dense(inner, dtype=self.dtype, name="gate")(x)
         else:
-            y = {"relu": nn.relu, "gelu": nn.gelu}[self.kind](y)
+            y = {"relu": nn.relu, "gelu": partial(nn.gelu, approximate=False)}[self.kind](y)
         y = nn.Dropout(self.dropout)(y, deterministic=not train)
         return nn.Dense(width, dtype=self.dtype, name="out")(y)
 
@@ -156,18 +157,24 @@ class Stack(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Item vectors of packed histories to states [b,l,d]: positions, dropout, stack."""
+    """Item vectors of packed histories to states [b,l,d]: positions, dropout, stack.
+
+    scale: item vectors times sqrt(d); norm: LayerNorm of item plus position, as BERT has it.
+    """
 
     max_len: int = 50
     scale: bool = True
     dropout: float = 0.2
     stack: Stack = Stack()
+    norm: bool = False
+    causal: bool = True
 
     @nn.compact
     def __call__(self, x: Array, batch: dict[str, Array], train: bool = False) -> Array:
         positions = Table(self.max_len, x.shape[-1], name="positions")()
         x = x * jnp.sqrt(x.shape[-1]).astype(x.dtype) if self.scale else x
         x = x + jnp.take(positions, batch["positions"], axis=0, mode="clip")
+        x = nn.LayerNorm(self.stack.epsilon, dtype=jnp.float32, name="norm")(x) if self.norm else x
         x = x * (batch["segments"] > 0)[:, :, None]
         x = nn.Dropout(self.dropout, name="dropout")(x, deterministic=not train)
-        return self.stack(x, segment_causal_mask(batch["segments"]), train)
+        return self.stack(x, segment_mask(batch["segments"], self.causal), train)

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,12 +68,20 @@ class Pretrained:
             raise DataError("history is empty: give at least one item id; expected e.g. ['ID1'].")
         return [self._numbers[item] for item in wanted]
 
-    def recommend(self, history: Sequence[str], k: int = 10) -> list[Recommendation]:
-        """The k best items not in `history` (external ids, oldest first), best first."""
-        return self.recommend_batch([history], k)[0]
+    def recommend(
+        self, history: Sequence[str], k: int = 10, times: Sequence[float] | None = None
+    ) -> list[Recommendation]:
+        """The k best items not in `history` (external ids, oldest first), best first.
+
+        times: seconds, one an item; needed by models that read them.
+        """
+        return self.recommend_batch([history], k, None if times is None else [times])[0]
 
     def recommend_batch(
-        self, histories: Sequence[Sequence[str]], k: int = 10
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 10,
+        times: Sequence[Sequence[float]] | None = None,
     ) -> list[list[Recommendation]]:
         """`recommend` for several histories at once."""
         numbers = [self.numbers(history) for history in histories]
@@ -81,19 +90,21 @@ class Pretrained:
             raise ValueError(
                 f"k is {k}; expected 1 to {available}: the catalogue less the items of the history."
             )
-        batch = self._requests(numbers)
+        batch = self._requests(numbers, times)
         items, scores = self._recommend(self.params, self.index, batch, k)
         return [
             [self._line(int(i), float(s)) for i, s in zip(row, values, strict=True)]
             for row, values in zip(np.asarray(items), np.asarray(scores), strict=True)
         ]
 
-    def _requests(self, numbers: list[list[int]]) -> dict[str, np.ndarray]:
+    def _requests(
+        self, numbers: list[list[int]], times: Sequence[Sequence[float]] | None = None
+    ) -> dict[str, np.ndarray]:
         """One shape for any history up to max_len, so that serving compiles once."""
         longest = max(len(row) for row in numbers)
         width = self.max_len if longest <= self.max_len else int(2 ** np.ceil(np.log2(longest)))
         users = np.zeros(len(numbers), np.int32)
-        return requests(Ragged.of(numbers), users, self.max_len, width)
+        return requests(_timed(Ragged.of(numbers), times), users, self.max_len, width)
 
     def _line(self, item: int, score: float) -> Recommendation:
         return Recommendation(self.item_ids[item], score, self.titles[item])
@@ -118,6 +129,21 @@ class Pretrained:
             f"{dataset.n_items}; they differ first at item {first}. Use the data it was "
             "trained on, with the same options (part, k_core, require)."
         )
+
+
+def _timed(histories: Ragged, times: Sequence[Sequence[float]] | None) -> Ragged:
+    """Histories with their times; DataError unless there is one for every item, in order."""
+    if times is None:
+        return histories
+    given = Ragged.of(list(times), np.float64)
+    if len(given) != len(histories) or np.any(given.lengths != histories.lengths):
+        raise DataError(
+            f"times: {given.lengths.tolist()} for histories of {histories.lengths.tolist()} items; "
+            "expected one time an item."
+        )
+    if any(np.any(np.diff(given[row]) < 0) for row in range(len(given))):
+        raise DataError("times go back; expected the history oldest first.")
+    return replace(histories, times=given.values)
 
 
 def _fields(fields: dict[str, Any]) -> dict[str, Any]:

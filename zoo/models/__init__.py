@@ -17,15 +17,18 @@ class Entry(NamedTuple):
     fields: dict[str, Any]  # what the variant sets beside the constructor's defaults
     paper: str
     summary: str
+    targets: str = "next"  # what a training batch asks for: pipelines.transforms.SCHEMES
 
     def constructor(self):
         """The function that returns the Recommender."""
         return getattr(importlib.import_module(self.home), self.function)
 
 
-def _entry(family: str, where: str, paper: str, summary: str, **fields) -> Entry:
+def _entry(
+    family: str, where: str, paper: str, summary: str, targets: str = "next", **fields
+) -> Entry:
     home, function = where.split(":")
-    return Entry(family, f"zoo.models.{home}", function, fields, paper, summary)
+    return Entry(family, f"zoo.models.{home}", function, fields, paper, summary, targets)
 
 
 MODELS: dict[str, Entry] = {
@@ -54,6 +57,40 @@ MODELS: dict[str, Entry] = {
         multiplier=4,
         layers=1,
         dropout=0.2,
+    ),
+    "unisrec": _entry(
+        "sequential",
+        "unisrec:unisrec",
+        "arXiv 2206.05941",
+        "content through whitening experts, pretrained by contrast",
+        "last",
+    ),
+    "mp4sr": _entry(
+        "sequential",
+        "mp4sr:mp4sr",
+        "arXiv 2303.11879",
+        "a stream a modality through one trunk, pretrained by contrast",
+        "last",
+    ),
+    "bert4rec": _entry(
+        "sequential",
+        "bert4rec:bert4rec",
+        "arXiv 1904.06690",
+        "hidden items guessed from both sides",
+        "cloze",
+    ),
+    "bsarec": _entry(
+        "sequential",
+        "bsarec:bsarec",
+        "arXiv 2312.10325",
+        "attention beside a frequency filter, every prefix",
+        "last",
+    ),
+    "hstu": _entry(
+        "sequential",
+        "hstu:hstu",
+        "arXiv 2402.17152",
+        "SiLU attention without softmax, biases by position and time",
     ),
     "two_tower": _entry(
         "two-tower",
@@ -143,3 +180,10 @@ def build(name: str, **chosen: Any) -> Recommender:
             raise unknown(f"{name} has no field", field, known)
     found = entry(name)
     return found.constructor()(**{**found.fields, **chosen})
+
+
+def trainable(name: str, chosen: dict[str, Any]) -> tuple[str, ...] | None:
+    """Regexes of the parameters that the model's `stage` trains; None where there are no stages."""
+    home = importlib.import_module(entry(name).home)
+    stages = getattr(home, "TRAINABLE", None)
+    return None if stages is None else stages[chosen.get("stage", fields(name)["stage"][1])]

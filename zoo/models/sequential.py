@@ -1,10 +1,13 @@
 """sequential(items, trunk, objective): every next-item model of the zoo is this, configured."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from zoo.items import Items
-from zoo.layers import Trunk
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
 from zoo.retrieval import dot_match, scorer
@@ -12,17 +15,45 @@ from zoo.retrieval import dot_match, scorer
 Array = jax.Array
 
 
-def sequential(items: Items, trunk: Trunk, objective: Objective) -> Recommender:
+class Reading(NamedTuple):
+    """What the trunk reads of a batch, and at which columns it is asked for which items.
+
+    x are item vectors [b,l,d]; `columns` [b,s] or, for all of them, None; targets as many.
+    """
+
+    init: Callable[..., dict[str, Any]]  # (key, width) -> parameters of its own
+    learn: Callable[..., tuple]  # (params, x, batch, key) -> x, batch, columns, targets [b,s]
+    ask: Callable[..., tuple]  # (params, x, batch) -> x, batch, column [b] of the query
+
+
+def _learn(params, x, batch, key):
+    return x, batch, batch.get("ends"), batch["targets"]
+
+
+def _ask(params, x, batch):
+    """The query's own state; a trunk that looks ahead must not see what came after it."""
+    seen = jnp.arange(x.shape[1])[None, :] <= batch["query"][:, None]
+    return x, {**batch, "segments": batch["segments"] * seen}, batch["query"]
+
+
+next_item = Reading(lambda key, width: {}, _learn, _ask)
+
+
+def sequential(
+    items: Items, trunk: nn.Module, objective: Objective, reading: Reading = next_item
+) -> Recommender:
     """A history encoder over item vectors, scored by inner product with the same vectors.
 
     The catalogue's item matrix is computed once a step and shared by input and output (tied).
+    trunk: (x [b,l,d], batch, train) -> states [b,l,d], as layers.Trunk.
     """
 
     def init(key, catalogue, batch):
-        a, b = jax.random.split(key)
+        a, b, c = jax.random.split(key, 3)
         item_params = items.init(a, catalogue, batch["items"])["params"]
         x = jnp.zeros((*batch["items"].shape, items.width))
-        return {"items": item_params, "trunk": trunk.init(b, x, batch)["params"]}
+        params = {"items": item_params, "trunk": trunk.init(b, x, batch)["params"]}
+        return params | reading.init(c, items.width)
 
     def item_vectors(params, catalogue, ids, key):
         rngs = {"dropout": key}
@@ -33,15 +64,18 @@ def sequential(items: Items, trunk: Trunk, objective: Objective) -> Recommender:
         return trunk.apply({"params": params["trunk"]}, x, batch, train, rngs=rngs)
 
     def loss(params, catalogue, batch, key):
-        item_key, trunk_key, negative_key = jax.random.split(key, 3)
+        item_key, trunk_key, negative_key, read_key = jax.random.split(key, 4)
         if objective.name == "ce":
             table = item_vectors(params, catalogue, None, item_key)
             vectors, matrix = (lambda ids: jnp.take(table, ids, axis=0)), (lambda: table)
         else:
             vectors = lambda ids: item_vectors(params, catalogue, ids, item_key)  # noqa: E731
             matrix = lambda: item_vectors(params, catalogue, None, item_key)  # noqa: E731
-        h = states(params, vectors(batch["items"]), batch, True, trunk_key)
-        targets = batch["targets"].reshape(-1)
+        x = vectors(batch["items"])
+        x, batch, columns, targets = reading.learn(params, x, batch, read_key)
+        h = states(params, x, batch, True, trunk_key)
+        h = h if columns is None else jnp.take_along_axis(h, columns[:, :, None], axis=1)
+        targets = targets.reshape(-1)
         weights = (targets > 0).astype(jnp.float32)
         q = h.reshape(-1, h.shape[-1])
         value = objective(q, targets, weights, vectors, matrix, catalogue, negative_key)
@@ -52,9 +86,10 @@ def sequential(items: Items, trunk: Trunk, objective: Objective) -> Recommender:
         return {"table": table, "valid": catalogue["valid"]}
 
     def encode(params, index, batch):
-        h = states(params, jnp.take(index["table"], batch["items"], axis=0), batch, False)
-        at = jnp.broadcast_to(batch["query"][:, None, None], (len(h), 1, h.shape[-1]))
-        return objective.scaled(jnp.take_along_axis(h, at, axis=1)[:, 0])
+        x = jnp.take(index["table"], batch["items"], axis=0)
+        x, batch, column = reading.ask(params, x, batch)
+        h = states(params, x, batch, False)
+        return objective.scaled(jnp.take_along_axis(h, column[:, None, None], axis=1)[:, 0])
 
     def match(params, index, query, ids):
         return dot_match(objective.items(index["table"]), query, ids)

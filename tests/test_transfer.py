@@ -1,0 +1,164 @@
+"""From one shop to another: data sets merged, words in one space, parameters grafted; times."""
+
+import jax
+import numpy as np
+import pytest
+
+import zoo
+from pipelines.features import hashed_text
+from pipelines.merging import merge, parted
+from pipelines.schema import DataError
+from pipelines.sources import from_arrays
+from zoo import api
+from zoo.cli import main
+from zoo.graft import graft
+
+WORDS = ("red blue green black white small large round square soft hard old new cotton steel wood "
+         "glass paper light heavy").split()  # fmt: skip
+
+
+def shop(name: str, seed: int, users: int = 40, items: int = 20):
+    """Item i follows i-1; titles tell the place in the chain in words that all shops share."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(items)
+    rows = {"users": [], "items": [], "times": []}
+    for user in range(users):
+        first, length = int(rng.integers(items)), int(rng.integers(5, 9))
+        rows["users"] += [f"u{user}"] * length
+        rows["items"] += [f"{order[(first + k) % items]}" for k in range(length)]
+        rows["times"] += [1000 * k for k in range(length)]
+    place = np.argsort(order)
+    titles = [f"{WORDS[place[i]]} {WORDS[(place[i] + 1) % items]}" for i in range(items)]
+    columns = {"item_id": [str(i) for i in range(items)], "title": titles}
+    return from_arrays(**rows, item_columns=columns, name=name)
+
+
+def test_merge_shares_nothing_and_parts_again():
+    a, b = shop("a", 0), shop("b", 1, users=7, items=12)
+    both = merge([a, b])
+    assert (both.n_users, both.n_items) == (47, 32) and len(both.users) == len(a.users) + len(
+        b.users
+    )
+    assert both.item_ids[21] == f"b:{b.item_ids[1]}" and both.user_ids[1] == f"a:{a.user_ids[1]}"
+    assert both.columns["title"][20 + 3] == b.columns["title"][3]
+    assert both.items[len(a.items) :].min() > 20 and both.times is not None
+    described = api.prepare(zoo.load_data([a, b]), "both").dataset
+    first, second = parted(described, [a, b])
+    np.testing.assert_array_equal(second.features["text"][5], described.features["text"][25])
+    assert len(first.features["text"]) == 21 and not first.features["text"][0].any()
+
+
+def test_merge_says_what_cannot_be_merged():
+    a, b = shop("a", 0), shop("a", 1)
+    with pytest.raises(DataError, match="expected different ones"):
+        merge([a, b])
+    columns = {"item_id": ["x", "y"]}
+    sized = [
+        from_arrays(
+            ["u", "u"], ["x", "y"], None, None, None, columns, {"image": np.ones((2, f))}, str(f)
+        )
+        for f in (3, 4)
+    ]
+    with pytest.raises(DataError, match=r"different width.*'image': \[3, 4\]"):
+        merge(sized)
+
+
+def test_hashed_words_are_the_same_everywhere():
+    a = hashed_text(["", "Red cotton", "steel"])
+    b = hashed_text(["steel steel", "cotton RED"])
+    np.testing.assert_array_equal(a[[2, 1]], b)
+    assert not a[0].any() and np.allclose(np.linalg.norm(a[1:], axis=1), 1, atol=1e-6)
+    many = hashed_text([f"word{i}" for i in range(300)])
+    crowded = np.abs(many @ many.T - np.eye(300))
+    assert crowded.mean() < 0.03, "different words are nearly orthogonal"
+
+
+def test_graft_takes_names_and_leaves_the_rest():
+    here = {"a": {"w": np.zeros((2, 3))}, "id": {"table": np.zeros((5, 3))}, "new": np.zeros(1)}
+    there = {"b": {"w": np.ones((2, 3))}, "id": {"table": np.ones((9, 3))}}
+    got = graft(here, there, [("^a/", "b/"), ("^id/", None)])
+    assert got.taken == ("a/w",) and got.fresh == ("id/table", "new")
+    assert got.params["a"]["w"].all() and not got.params["id"]["table"].any()
+    with pytest.raises(ValueError, match=r"id/table \(5, 3\) here, \(9, 3\) there.*width"):
+        graft(here, there)
+    with pytest.raises(ValueError, match="nothing to graft"):
+        graft(here, {"x": np.ones(1)})
+
+
+SMALL = {"width": 16, "layers": 1, "max_len": 8, "dropout": 0.0, "experts": 2}
+SETTINGS = zoo.Settings(steps=6, batch=8, evaluate_every=6)
+
+
+def csv(folder, dataset):
+    folder.mkdir()
+    rows = zip(dataset.users, dataset.items, dataset.times, strict=True)
+    lines = [f"{u},{dataset.item_ids[i]},{t}" for u, i, t in rows]
+    (folder / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]))
+    named = [f"{i},{t}" for i, t in zip(dataset.item_ids, dataset.columns["title"], strict=True)]
+    (folder / "items.csv").write_text("\n".join(["item_id,title", *named[1:]]))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """Two shops, from the shell."""
+    folder = tmp_path_factory.mktemp("shops")
+    a, b = (csv(folder / name, shop(name, i)) for i, name in enumerate("ab"))
+    words = ["pretrain", "unisrec", "--data", a, "--more-data", b, "--out", str(folder / "run")]
+    words += ["--steps", "2", "--batch", "8", "--text", "hashed", "--json"]
+    words += [x for k, v in SMALL.items() for x in (f"--model.{k.replace('_', '-')}", str(v))]
+    assert not main(words)
+    return folder / "run"
+
+
+def test_a_grafted_run_trains_its_stage_alone(pretrained):
+    data = zoo.load_data(shop("c", 2), zoo.DataOptions(text="hashed"))
+    before = zoo.from_pretrained(pretrained).params
+    fitted, _ = zoo.fit(
+        "unisrec", data, settings=SETTINGS, graft=pretrained, stage="inductive", **SMALL
+    )
+    after = fitted.params
+    np.testing.assert_array_equal(
+        after["trunk"]["positions"]["table"], before["trunk"]["positions"]["table"]
+    )
+    pairs = zip(*(jax.tree.leaves(tree["items"]) for tree in (after, before)), strict=True)
+    assert any(np.abs(x - y).max() > 0 for x, y in pairs)
+    with pytest.raises(ValueError, match="has to come from pretraining"):
+        zoo.fit("unisrec", data, settings=SETTINGS, stage="inductive", **SMALL)
+
+
+def test_grafts_that_mean_nothing_are_refused(pretrained):
+    hashed, own = (zoo.load_data(shop("c", 2), zoo.DataOptions(text=t)) for t in ("hashed", "lsa"))
+    fit = lambda model, data, **more: zoo.fit(  # noqa: E731
+        model, data, settings=SETTINGS, graft=pretrained, **{**SMALL, **more}
+    )
+    with pytest.raises(ValueError, match="--text hashed for both"):
+        fit("unisrec", own, stage="transductive")
+    with pytest.raises(ValueError, match=r"here, .* there.*width"):
+        fit("unisrec", hashed, stage="transductive", width=32)
+    with pytest.raises(ValueError, match="pretrained as unisrec; this model is mp4sr"):
+        fit("mp4sr", hashed, stage="finetune")
+    bare = from_arrays(["u", "u", "u", "v", "v", "v"], list("abcbca"), [1, 2, 3, 1, 2, 3])
+    with pytest.raises(ValueError, match="needs content|the catalogue has|reads"):
+        fit("unisrec", zoo.load_data(bare, zoo.DataOptions(text="hashed")), stage="transductive")
+
+
+def test_models_without_a_pretraining_stage_say_so(tmp_path, capsys):
+    assert main(["pretrain", "sasrec", "--data", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "no pretraining stage; these have: unisrec, mp4sr" in capsys.readouterr().err
+
+
+def test_a_model_that_reads_times_asks_for_them(tmp_path):
+    data = zoo.load_data(shop("a", 0))
+    fields = {"width": 16, "layers": 1, "max_len": 8, "negatives": 8}
+    zoo.fit("hstu", data, tmp_path / "run", SETTINGS, **fields)
+    bundle = zoo.from_pretrained(tmp_path / "run")
+    history = [str(x) for x in data.dataset.item_ids[1:4]]
+    with pytest.raises(ValueError, match="give the times"):
+        bundle.recommend(history, k=3)
+    with pytest.raises(DataError, match="one time an item"):
+        bundle.recommend(history, 3, times=[1.0])
+    with pytest.raises(DataError, match="oldest first"):
+        bundle.recommend(history, 3, times=[3.0, 2.0, 1.0])
+    near, far = (bundle.recommend(history, 3, times=[0.0, gap, 2 * gap]) for gap in (1.0, 1e7))
+    assert [x.score for x in near] != [x.score for x in far]

@@ -1,0 +1,62 @@
+"""Parameters of one model put where another model's parameters of the same name stand."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from zoo.mesh import path_name
+
+
+class Grafted(NamedTuple):
+    """The new tree, and by name which of its leaves came over and which stayed as they were."""
+
+    params: Any
+    taken: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+
+def graft(params: Any, source: Any, table: Sequence[tuple[str, str | None]] = ()) -> Grafted:
+    """`params` with every leaf that `source` has under the same name and shape.
+
+    table  (regex, replacement) from names here to names in the source, first match wins;
+           replacement None leaves the leaf fresh: an ID table of other items
+
+    Raises ValueError when nothing fits, or when a name fits and its shape does not: weights of
+    another width.
+    """
+    found = {path_name(p): x for p, x in jax.tree_util.tree_flatten_with_path(source)[0]}
+    taken, fresh, wrong = [], [], []
+
+    def leaf(path, value):
+        name = path_name(path)
+        other = _renamed(name, table)
+        if other is None or other not in found:
+            fresh.append(name)
+        elif found[other].shape != value.shape:
+            wrong.append(f"{name} {value.shape} here, {found[other].shape} there")
+        else:
+            taken.append(name)
+            return found[other]
+        return value
+
+    out = jax.tree_util.tree_map_with_path(leaf, params)
+    if wrong:
+        raise ValueError(
+            f"pretrained weights of other sizes: {'; '.join(wrong[:3])}. Build the model with the "
+            "fields it was pretrained with (width, layers, experts, modalities)."
+        )
+    if not taken:
+        raise ValueError(
+            f"nothing to graft: of {sorted(found)[:4]}... no name is a parameter here "
+            f"({fresh[:4]}...). Was it pretrained as another model?"
+        )
+    return Grafted(out, tuple(taken), tuple(fresh))
+
+
+def _renamed(name: str, table: Sequence[tuple[str, str | None]]) -> str | None:
+    for pattern, replacement in table:
+        if re.search(pattern, name):
+            return None if replacement is None else re.sub(pattern, replacement, name)
+    return name

@@ -1,0 +1,99 @@
+"""BERT4Rec: items are hidden from a whole history and guessed from both sides.
+
+Sun et al. 2019 (CIKM, arXiv 1904.06690). Asked for the next item, it guesses a hidden one that
+is appended to the history.
+Train:  zoo train bert4rec --data amazon-beauty --out runs/bert4rec
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.items import Items
+from zoo.layers import Stack, Trunk, init_normal
+from zoo.models.sequential import Reading, sequential
+from zoo.objectives import Objective
+from zoo.recommender import Recommender
+
+Array = jax.Array
+
+
+def hidden_columns(key: Array, segments: Array, rate: float, last: float) -> Array:
+    """int32 [b,s]: columns to guess, -1 for none.
+
+    Each item is hidden with probability `rate`; in a share `last` of the rows only the newest
+    item of every segment is. s is three standard deviations above the mean: what would not fit
+    stays visible.
+    """
+    b, length = segments.shape
+    s = min(length, int(np.ceil(rate * length + 3 * np.sqrt(rate * length))))
+    newest = segments != jnp.pad(segments[:, 1:], ((0, 0), (0, 1)))
+    cloze_key, row_key, order_key = jax.random.split(key, 3)
+    cloze = jax.random.uniform(cloze_key, segments.shape) < rate
+    rows = jax.random.uniform(row_key, (b, 1)) < last
+    hidden = jnp.where(rows, newest, cloze) & (segments > 0)
+    order = jnp.where(hidden, 1.0 + jax.random.uniform(order_key, segments.shape), 0.0)
+    found, columns = jax.lax.top_k(order, s)
+    return jnp.where(found > 0, columns, -1)
+
+
+def cloze(rate: float, last: float) -> Reading:
+    """Hide and guess; when asked, the vector that hides stands behind the newest item."""
+
+    def init(key, width):
+        return {"hidden": {"table": init_normal(key, (1, width))}}
+
+    def learn(params, x, batch, key):
+        columns = hidden_columns(key, batch["segments"], rate, last)
+        one_hot = jnp.arange(x.shape[1])[None, None, :] == columns[:, :, None]
+        hidden = jnp.any(one_hot, axis=1)
+        x = jnp.where(hidden[:, :, None], params["hidden"]["table"][None], x)
+        at = jnp.maximum(columns, 0)
+        targets = jnp.take_along_axis(batch["targets"], at, axis=1)
+        return x, batch, at, jnp.where(columns >= 0, targets, 0)
+
+    def ask(params, x, batch):
+        end, length = batch["query"] + 1, x.shape[1] + 1
+        column = jnp.arange(length)[None, :]
+        x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
+        hidden = (column == end[:, None])[:, :, None]
+        x = jnp.where(hidden, params["hidden"]["table"][None], x)
+        segments = (column <= end[:, None]).astype(jnp.int32)
+        positions = jnp.broadcast_to(column, segments.shape)
+        return x, {**batch, "segments": segments, "positions": positions}, end
+
+    return Reading(init, learn, ask)
+
+
+def bert4rec(
+    width: int = 64,
+    layers: int = 2,
+    heads: int = 2,
+    max_len: int = 50,
+    dropout: float = 0.2,
+    rate: float = 0.2,
+    last: float = 0.2,
+    objective: str = "ce",
+    negatives: int = 256,
+    similarity: str = "dot",
+    temperature: float = 1.0,
+    items: str = "id",
+    modalities: tuple[str, ...] | None = None,
+    fuse: str = "sum",
+    hidden: int = 0,
+    modality_dropout: float = 0.0,
+    scan: bool = False,
+    remat: bool = False,
+    dtype: str = "float32",
+) -> Recommender:
+    """rate: share of hidden items; last: share of rows where only the newest items are hidden.
+
+    Post-norm blocks with GELU 4d. Fields not named here are those of Items, Stack and Objective.
+    """
+    stack = Stack(layers, "post", heads, "gelu", 4, dropout, 1e-12, jnp.dtype(dtype), scan, remat)
+    return sequential(
+        Items(width, items, modalities, fuse, hidden, modality_dropout),
+        Trunk(max_len + 1, False, dropout, stack, norm=True, causal=False),
+        Objective(objective, negatives, 0.75, similarity, temperature),
+        cloze(rate, last),
+    )

@@ -1,0 +1,168 @@
+"""HSTU: pointwise SiLU attention with biases by position and by time, no softmax, no FFN.
+
+Zhai et al. 2024 (ICML, arXiv 2402.17152). [U,V,Q,K] = SiLU(W LN x);
+A_ij = SiLU(Q_i.K_j + by_position[i-j] + by_time[bucket(t_{i+1} - t_j)]) / n for j <= i, else 0;
+x <- x + W_o drop(LN(A V) * U).
+Train:  zoo train hstu --data ml-latest-small --out runs/hstu
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.items import Items
+from zoo.layers import Table, init_normal, segment_mask
+from zoo.models.sequential import sequential
+from zoo.objectives import Objective
+from zoo.recommender import Recommender
+
+Array = jax.Array
+BUCKETS = 129
+EPSILON = 1e-6
+TIME_BIASES = ("auto", "target", "self", "none")
+
+
+def bucket(seconds: Array) -> Array:
+    """int32: floor(ln(max(1, |seconds|)) / 0.301), at most 128: a day is 37."""
+    logs = jnp.log(jnp.maximum(jnp.abs(seconds), 1).astype(jnp.float32)) / 0.301
+    return jnp.clip(logs.astype(jnp.int32), 0, BUCKETS - 1)
+
+
+class Layer(nn.Module):
+    """One block; `length` is the longest history n. distance, times int[b,l,l], mask [b,1,l,l]."""
+
+    heads: int = 2
+    qk_width: int = 16
+    v_width: int = 16
+    dropout: float = 0.1
+    length: int = 50
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Array, mask: Array, distance: Array, times: Array | None, train: bool = False
+    ) -> Array:
+        h, inner = self.heads, self.heads * self.v_width
+        widths = (inner, inner, h * self.qk_width, h * self.qk_width)
+        y = nn.LayerNorm(EPSILON, use_bias=False, use_scale=False)(x)
+        y = nn.silu(nn.Dense(sum(widths), use_bias=False, dtype=self.dtype, name="uvqk")(y))
+        u, v, q, k = jnp.split(y, [inner, 2 * inner, 2 * inner + widths[2]], axis=-1)
+        bias = jnp.take(self.param("by_position", init_normal, (self.length,)), distance)
+        if times is not None:
+            bias = bias + jnp.take(self.param("by_time", init_normal, (BUCKETS,)), times)
+        q, k, v = (z.reshape(*z.shape[:2], h, -1) for z in (q, k, v))
+        a = nn.silu(jnp.einsum("bihd,bjhd->bhij", q, k) + bias[:, None].astype(q.dtype))
+        a = jnp.where(mask, a / self.length, 0.0)
+        y = jnp.einsum("bhij,bjhd->bihd", a, v).reshape(u.shape)
+        y = u * nn.LayerNorm(EPSILON, use_bias=False, use_scale=False)(y)
+        y = nn.Dropout(self.dropout)(y, deterministic=not train)
+        return x + nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(y)
+
+
+class HSTUTrunk(nn.Module):
+    """Item vectors of packed histories to states [b,l,d].
+
+    time_bias: `target` (row i is asked at the time of its target, as published), `self` (at its
+    own time), `none`, or `auto`: `target` where the data of the first batch have times.
+    Raises ValueError when a trunk that reads times is given a batch without.
+    """
+
+    max_len: int = 50
+    layers: int = 2
+    heads: int = 2
+    qk_width: int = 16
+    v_width: int = 16
+    dropout: float = 0.1
+    embedding_dropout: float = 0.2
+    time_bias: str = "auto"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, batch: dict[str, Array], train: bool = False) -> Array:
+        segments, column = batch["segments"], jnp.arange(x.shape[1])
+        positions = Table(self.max_len, x.shape[-1], name="positions")()
+        x = x * jnp.sqrt(x.shape[-1]).astype(x.dtype)
+        x = x + jnp.take(positions, batch["positions"], axis=0, mode="clip")
+        x = x * (segments > 0)[:, :, None]
+        x = nn.Dropout(self.embedding_dropout, name="dropout")(x, deterministic=not train)
+        distance = jnp.clip(column[:, None] - column[None, :], 0, self.max_len - 1)[None]
+        times, mask = self._times(batch), segment_mask(segments)
+        for i in range(self.layers):
+            layer = Layer(
+                self.heads,
+                self.qk_width,
+                self.v_width,
+                self.dropout,
+                self.max_len,
+                self.dtype,
+                name=f"layer_{i}",
+            )
+            x = layer(x, mask, distance, times, train)
+        return x
+
+    def _times(self, batch: dict[str, Array]) -> Array | None:
+        """Buckets of the time from item j to when row i is asked, int32 [b,l,l]."""
+        if self.time_bias not in TIME_BIASES:
+            expected = ", ".join(TIME_BIASES)
+            raise ValueError(f"time_bias is '{self.time_bias}'; expected one of {expected}.")
+        if not self._reads_times(batch):
+            return None
+        if "times" not in batch:
+            raise ValueError(
+                "this hstu reads when things happened and the batch has no 'times': give the "
+                "times of the history, use data with timestamps, or build it with "
+                "time_bias='none'."
+            )
+        asked = batch["times" if self.time_bias == "self" else "target_times"]
+        return bucket(asked[:, :, None] - batch["times"][:, None, :])
+
+    def _reads_times(self, batch: dict[str, Array]) -> bool:
+        """`auto` is settled when the parameters are made, and then stands in them."""
+        if self.time_bias != "auto":
+            return self.time_bias != "none"
+        if self.is_initializing():
+            return "times" in batch
+        return "by_time" in self.variables["params"].get("layer_0", {})
+
+
+def hstu(
+    width: int = 64,
+    layers: int = 2,
+    heads: int = 2,
+    max_len: int = 50,
+    dropout: float = 0.1,
+    embedding_dropout: float = 0.2,
+    qk_width: int = 16,
+    v_width: int = 16,
+    time_bias: str = "auto",
+    objective: str = "sampled",
+    negatives: int = 512,
+    similarity: str = "cosine",
+    temperature: float = 0.1,
+    items: str = "id",
+    modalities: tuple[str, ...] | None = None,
+    fuse: str = "sum",
+    hidden: int = 0,
+    modality_dropout: float = 0.0,
+    dtype: str = "float32",
+) -> Recommender:
+    """qk_width, v_width: of a head; dropout: inside a block; time_bias: HSTUTrunk.
+
+    Fields not named here are those of Items and Objective.
+    """
+    trunk = HSTUTrunk(
+        max_len,
+        layers,
+        heads,
+        qk_width,
+        v_width,
+        dropout,
+        embedding_dropout,
+        time_bias,
+        jnp.dtype(dtype),
+    )
+    return sequential(
+        Items(width, items, modalities, fuse, hidden, modality_dropout),
+        trunk,
+        Objective(objective, negatives, 0.75, similarity, temperature),
+    )
