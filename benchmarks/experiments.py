@@ -86,6 +86,35 @@ EXPERIMENTS: dict[str, dict] = {
         }
         for name, (fields, other) in SPORTS_SEARCH.items()
     },
+    "hstu-beauty": {  # the file has no times: no time bias
+        "model": "hstu",
+        "data": "amazon-beauty",
+        "fields": {"layers": 4, "embedding_dropout": 0.5},
+        "settings": {"epochs": 120, "rate": 1e-3, "evaluate_every": 332, "patience": 4},
+    },
+    "bsarec-beauty": {
+        "model": "bsarec",
+        "data": "amazon-beauty",
+        "settings": {
+            "epochs": 20,
+            "batch": 64,
+            "rate": 5e-4,
+            "warmup": 200,
+            "evaluate_every": 365,
+            "patience": 3,
+        },
+    },
+    "bert4rec-beauty": {
+        "model": "bert4rec",
+        "data": "amazon-beauty",
+        "settings": {
+            "epochs": 150,
+            "rate": 1e-3,
+            "warmup": 200,
+            "evaluate_every": 490,
+            "patience": 5,
+        },
+    },
     "esasrec-beauty": {
         "model": "esasrec",
         "data": "amazon-beauty",
