@@ -82,6 +82,20 @@ def test_history_longer_than_the_positions(bundle):
     assert listed[0].item == "item-25" and not {x.item for x in listed} & set(history)
 
 
+def test_a_session_reads_each_event_once_and_agrees(bundle):
+    session, history = bundle.session(), [f"item-{i:02}" for i in range(3, 25)]
+    for n, item in enumerate(history, 1):
+        session.append(item)
+        assert session.reads_once == (n <= 16), "a history longer than max_len is encoded again"
+        if n in (1, 2, 9, 16, 17, 22):
+            grown, whole = session.recommend(k=5), bundle.recommend(history[:n], k=5)
+            assert [x.item for x in grown] == [x.item for x in whole]
+            assert [x.score for x in grown] == pytest.approx([x.score for x in whole], abs=1e-4)
+    with pytest.raises(DataError, match="not among the 40 items"):
+        session.append("item-99")
+    assert session.history == history, "nothing is lost"
+
+
 def test_k_may_be_all_that_is_left_and_no_more(bundle):
     rest = bundle.recommend(["item-00"], k=N_ITEMS - 1)
     assert len({x.item for x in rest}) == N_ITEMS - 1

@@ -170,6 +170,34 @@ def test_missing_modality_is_masked(name):
     np.testing.assert_array_equal(a, b)
 
 
+GROWING = [("sasrec", {"layers": 2}), ("esasrec", {}), ("hstu", {"time_bias": "none", "layers": 2})]
+
+
+@pytest.mark.parametrize("name,fields", GROWING)
+def test_reading_one_event_at_a_time_gives_the_same_query(name, fields):
+    recommender, params = made(name, **fields)
+    index, batch = recommender.index(params, world()[0]), asked()
+    extend, memory = jax.jit(recommender.incremental.extend), recommender.incremental.begin(8)
+    encode = jax.jit(recommender.encode)
+    for n in range(4):
+        query, memory = extend(params, index, memory, batch["items"][:, n])
+        whole = encode(params, index, {**batch, "query": np.full(8, n, np.int32)})
+        reached = batch["query"] >= n
+        np.testing.assert_allclose(query[reached], whole[reached], atol=1e-5)
+    assert reached.any()
+
+
+def test_models_whose_past_changes_are_not_incremental():
+    for name in ("bert4rec", "bsarec"):
+        assert build(name).incremental is None
+    recommender, params = made("hstu")  # its batches have times
+    index = recommender.index(params, world()[0])
+    with pytest.raises(ValueError, match="encoded again"):
+        recommender.incremental.extend(
+            params, index, recommender.incremental.begin(1), jnp.ones(1, jnp.int32)
+        )
+
+
 @by_case
 def test_recommend_agrees_with_score(name, items):
     recommender, params = made(name, items)

@@ -26,6 +26,24 @@ def segment_mask(segments: Array, causal: bool = True) -> Array:
     return (same & earlier[None] if causal else same)[:, None]
 
 
+Memory = dict  # what a causal trunk keeps of the columns it has read; `extend` adds one
+
+
+def remembered(memory: Memory, name: str, new: Array) -> Array:
+    """[b,l,...] of the columns so far, `new` [b,1,...] written at memory['at'] int[b]."""
+    return memory[name].at[jnp.arange(len(new)), memory["at"]].set(new[:, 0])
+
+
+def next_column(memory: Memory) -> dict[str, Array]:
+    """The one-column batch behind what was read: its place in the history."""
+    return {"positions": memory["at"][:, None], "segments": jnp.ones_like(memory["at"])[:, None]}
+
+
+def read_so_far(memory: Memory, length: int) -> Array:
+    """bool[b,1,1,l]: the columns that the next one may look at, itself included."""
+    return (jnp.arange(length)[None, :] <= memory["at"][:, None])[:, None, None]
+
+
 class Table(nn.Module):
     """Rows to look up. Row 0 is the padding item: the caller masks it."""
 
@@ -39,14 +57,24 @@ class Table(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head softmax attention; softmax in float32. `values` may differ from the queries."""
+    """Multi-head softmax attention; softmax in float32. `values` may differ from the queries.
+
+    With `memory` {key, value [b,l,h,e], at} x is one new column, and the new memory comes, too.
+    """
 
     heads: int = 1
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, values: Array, mask: Array, train: bool = False) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        values: Array,
+        mask: Array,
+        train: bool = False,
+        memory: Memory | None = None,
+    ) -> Array | tuple[Array, Memory]:
         width = x.shape[-1]
 
         def project(name: str, y: Array) -> Array:
@@ -54,12 +82,15 @@ class Attention(nn.Module):
             return y.reshape(*y.shape[:-1], self.heads, width // self.heads)
 
         q, k, v = project("query", x), project("key", values), project("value", values)
+        if memory is not None:
+            k, v = remembered(memory, "key", k), remembered(memory, "value", v)
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(q.shape[-1]).astype(q.dtype)
         logits = jnp.where(mask, logits.astype(jnp.float32), -1e9)  # not -inf: no NaN rows
         weights = jax.nn.softmax(logits).astype(v.dtype)
         weights = nn.Dropout(self.dropout)(weights, deterministic=not train)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
-        return nn.Dense(width, dtype=self.dtype, name="out")(y)
+        y = nn.Dense(width, dtype=self.dtype, name="out")(y)
+        return y if memory is None else (y, {"key": k, "value": v})
 
 
 class FeedForward(nn.Module):
@@ -95,11 +126,23 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array, train: bool = False) -> Array:
+    def __call__(
+        self, x: Array, mask: Array, train: bool = False, memory: Memory | None = None
+    ) -> Array | tuple[Array, Memory]:
         attention = Attention(self.heads, self.dropout, self.dtype, name="attention")
         feed = FeedForward(self.ffn, self.multiplier, self.dropout, self.dtype, name="ffn")
-        y = self._sub(x, "attention", lambda q, v: attention(q, v, mask, train), train)
-        return self._sub(y, "ffn", lambda q, _: feed(q, train), train)
+        kept: Memory = {}
+
+        def attend(q: Array, v: Array) -> Array:
+            if memory is None:
+                return attention(q, v, mask, train)
+            y, new = attention(q, v, mask, train, memory)
+            kept.update(new)
+            return y
+
+        y = self._sub(x, "attention", attend, train)
+        y = self._sub(y, "ffn", lambda q, _: feed(q, train), train)
+        return y if memory is None else (y, kept)
 
     def _sub(self, x: Array, name: str, layer: Callable, train: bool) -> Array:
         norm = nn.LayerNorm(self.epsilon, dtype=jnp.float32, name=f"{name}_norm")
@@ -135,16 +178,33 @@ class Stack(nn.Module):
     final_norm: bool | None = None
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array, train: bool = False) -> Array:
+    def __call__(
+        self, x: Array, mask: Array, train: bool = False, memory: Memory | None = None
+    ) -> Array | tuple[Array, Memory]:
         fields = (self.kind, self.heads, self.ffn, self.multiplier, self.dropout, self.epsilon)
         block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        kept: Memory = {}
         if self.scan:
             x = self._scanned(block, fields, x, mask, train)
-        else:
-            for i in range(self.layers):
-                x = block(*fields, self.dtype, name=f"block_{i}")(x, mask, train)
+        for name in () if self.scan else self._names():
+            layer = block(*fields, self.dtype, name=name)
+            if memory is None:
+                x = layer(x, mask, train)
+            else:
+                x, kept[name] = layer(x, mask, train, {"at": memory["at"], **memory[name]})
         last = self.kind != "post" if self.final_norm is None else self.final_norm
-        return nn.LayerNorm(self.epsilon, dtype=jnp.float32, name="norm")(x) if last else x
+        x = nn.LayerNorm(self.epsilon, dtype=jnp.float32, name="norm")(x) if last else x
+        return x if memory is None else (x, kept)
+
+    def _names(self) -> list[str]:
+        return [f"block_{i}" for i in range(self.layers)]
+
+    def empty(self, b: int, length: int, width: int) -> Memory:
+        """Nothing read yet: keys and values of every block, zeros."""
+        if self.scan:
+            raise ValueError("blocks under scan keep no memory; build the model with scan=False.")
+        zeros = jnp.zeros((b, length, self.heads, width // self.heads), self.dtype)
+        return {name: {"key": zeros, "value": zeros} for name in self._names()}
 
     def _scanned(self, block, fields, x: Array, mask: Array, train: bool) -> Array:
         layers = nn.scan(
@@ -170,11 +230,28 @@ class Trunk(nn.Module):
     causal: bool = True
 
     @nn.compact
-    def __call__(self, x: Array, batch: dict[str, Array], train: bool = False) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        batch: dict[str, Array],
+        train: bool = False,
+        memory: Memory | None = None,
+    ) -> Array | tuple[Array, Memory]:
+        if memory is not None:
+            batch = next_column(memory)
         positions = Table(self.max_len, x.shape[-1], name="positions")()
         x = x * jnp.sqrt(x.shape[-1]).astype(x.dtype) if self.scale else x
         x = x + jnp.take(positions, batch["positions"], axis=0, mode="clip")
         x = nn.LayerNorm(self.stack.epsilon, dtype=jnp.float32, name="norm")(x) if self.norm else x
         x = x * (batch["segments"] > 0)[:, :, None]
         x = nn.Dropout(self.dropout, name="dropout")(x, deterministic=not train)
-        return self.stack(x, segment_mask(batch["segments"], self.causal), train)
+        if memory is None:
+            return self.stack(x, segment_mask(batch["segments"], self.causal), train)
+        x, kept = self.stack(x, read_so_far(memory, self.max_len), train, memory)
+        return x, {"at": memory["at"] + 1, **kept}
+
+    def empty(self, b: int, width: int) -> Memory:
+        """The memory of `b` histories of which nothing has been read."""
+        if not self.causal:
+            raise ValueError("a trunk that looks ahead has to read the history again.")
+        return {"at": jnp.zeros(b, jnp.int32), **self.stack.empty(b, self.max_len, width)}

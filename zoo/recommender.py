@@ -34,6 +34,17 @@ def unchanged(catalogue: Catalogue, *_: Any) -> Catalogue:
     return catalogue
 
 
+class Incremental(NamedTuple):
+    """Reading a history one event at a time, for models whose past does not change with it.
+
+    After the same events `extend` gives the query that `encode` gives, at the cost of one event.
+    A memory holds as many events as the model has positions: the caller counts (serve.Session).
+    """
+
+    begin: Callable[..., Any]  # (b) -> memory of b empty histories
+    extend: Callable[..., tuple[Any, Any]]  # (params, index, memory, items [b]) -> query, memory
+
+
 class Recommender(NamedTuple):
     """Pure functions; jit, grad, vmap and compose them. b batch, k results, c candidates.
 
@@ -51,3 +62,4 @@ class Recommender(NamedTuple):
     match: Callable[..., Array]  # (params, index, query, items [c] or [b,c]) -> [b,c]
     prepare: Callable[..., Catalogue] = unchanged  # (catalogue, parts: devices) -> catalogue
     draw: Callable[..., Catalogue] = unchanged  # (catalogue, key) -> catalogue
+    incremental: Incremental | None = None  # where the model allows it

@@ -323,15 +323,20 @@ def scorer(
 
     def recommend(params, index, batch, k):
         query = encode(params, index, batch)
-        one = partial(match, params, index, query)
-        valid = index["valid"]
-        b = len(jax.tree.leaves(query)[0])
-        return scan_top_k(one, len(valid), k, valid, batch.get("exclude"), b)
+        return best(partial(match, params, index, query), index, query, k, batch.get("exclude"))
 
     def score(params, index, batch, candidates):
         return match(params, index, encode(params, index, batch), candidates)
 
     return Recommender(init, loss, index, recommend, score, encode, match, **hooks)
+
+
+def best(
+    match: Match, index: Any, query: Any, k: int, exclude: Array | None = None
+) -> tuple[Array, Array]:
+    """The k best items and scores [b,k] for an encoded query; match(items) -> [b,c]."""
+    valid = index["valid"]
+    return scan_top_k(match, len(valid), k, valid, exclude, len(jax.tree.leaves(query)[0]))
 
 
 def _check(n: int, valid: Array, k: int = 1) -> None:

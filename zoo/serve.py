@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from checkpoints.hub import resolve
 from pipelines.loader import requests
 from pipelines.schema import DataError, Dataset, Ragged
 from zoo.models import build
+from zoo.retrieval import best
 
 
 class Recommendation(NamedTuple):
@@ -53,6 +54,18 @@ class Pretrained:
     def _recommend(self):
         return jax.jit(self.recommender.recommend, static_argnums=3)
 
+    @cached_property
+    def _extend(self):
+        return jax.jit(self.recommender.incremental.extend)
+
+    @cached_property
+    def _best(self):
+        def listed(params, index, query, k, exclude):
+            match = partial(self.recommender.match, params, index, query)
+            return best(match, index, query, k, exclude)
+
+        return jax.jit(listed, static_argnums=3)
+
     def numbers(self, history: Sequence[str]) -> list[int]:
         """Inner ids of external ones. Raises DataError naming the unknown ids."""
         wanted = [str(item) for item in history]
@@ -85,17 +98,20 @@ class Pretrained:
     ) -> list[list[Recommendation]]:
         """`recommend` for several histories at once."""
         numbers = [self.numbers(history) for history in histories]
+        self._check_k(k, numbers)
+        batch = self._requests(numbers, times)
+        return self._lines(*self._recommend(self.params, self.index, batch, k))
+
+    def session(self) -> "Session":
+        """An empty history to append events to."""
+        return Session(self)
+
+    def _check_k(self, k: int, numbers: list[list[int]]) -> None:
         available = int(self.catalogue["valid"].sum()) - max(len(set(row)) for row in numbers)
         if not 1 <= k <= available:
             raise ValueError(
                 f"k is {k}; expected 1 to {available}: the catalogue less the items of the history."
             )
-        batch = self._requests(numbers, times)
-        items, scores = self._recommend(self.params, self.index, batch, k)
-        return [
-            [self._line(int(i), float(s)) for i, s in zip(row, values, strict=True)]
-            for row, values in zip(np.asarray(items), np.asarray(scores), strict=True)
-        ]
 
     def _requests(
         self, numbers: list[list[int]], times: Sequence[Sequence[float]] | None = None
@@ -106,8 +122,14 @@ class Pretrained:
         users = np.zeros(len(numbers), np.int32)
         return requests(_timed(Ragged.of(numbers), times), users, self.max_len, width)
 
-    def _line(self, item: int, score: float) -> Recommendation:
-        return Recommendation(self.item_ids[item], score, self.titles[item])
+    def _lines(self, items: Any, scores: Any) -> list[list[Recommendation]]:
+        return [
+            [
+                Recommendation(self.item_ids[i], float(s), self.titles[i])
+                for i, s in zip(row, values, strict=True)
+            ]
+            for row, values in zip(np.asarray(items), np.asarray(scores), strict=True)
+        ]
 
     def data_options(self):
         """The DataOptions that this bundle was trained with."""
@@ -129,6 +151,44 @@ class Pretrained:
             f"{dataset.n_items}; they differ first at item {first}. Use the data it was "
             "trained on, with the same options (part, k_core, require)."
         )
+
+
+class Session:
+    """One user's history while it grows. Where the model is `incremental` an event is read once,
+    until the history has outgrown the model's positions; then, and for other models, the newest
+    events are encoded again for every list.
+    """
+
+    def __init__(self, bundle: Pretrained):
+        self.bundle, self.history = bundle, []
+        self._reader = bundle.recommender.incremental
+        self._memory = None if self._reader is None else self._reader.begin(1)
+        self._query = None
+
+    @property
+    def reads_once(self) -> bool:
+        """Whether the next list costs one event, not the history."""
+        return self._reader is not None and len(self.history) <= self.bundle.max_len
+
+    def append(self, item: str) -> None:
+        """One more event, by the catalogue's own id."""
+        number = self.bundle.numbers([item])
+        self.history.append(str(item))
+        if self.reads_once:
+            b = self.bundle
+            ids = jnp.asarray(number, jnp.int32)
+            self._query, self._memory = b._extend(b.params, b.index, self._memory, ids)
+
+    def recommend(self, k: int = 10) -> list[Recommendation]:
+        """The k best items not in the history so far, best first."""
+        b = self.bundle
+        numbers = b.numbers(self.history)
+        if not self.reads_once:
+            return b.recommend(self.history, k)
+        b._check_k(k, [numbers])
+        exclude = b._requests([numbers])["exclude"]
+        items, scores = b._best(b.params, b.index, self._query, k, exclude)
+        return b._lines(items, scores)[0]
 
 
 def _timed(histories: Ragged, times: Sequence[Sequence[float]] | None) -> Ragged:

@@ -11,7 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from zoo.items import Items
-from zoo.layers import Table, init_normal, segment_mask
+from zoo.layers import (
+    Memory,
+    Table,
+    init_normal,
+    next_column,
+    read_so_far,
+    remembered,
+    segment_mask,
+)
 from zoo.models.sequential import sequential
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
@@ -29,7 +37,10 @@ def bucket(seconds: Array) -> Array:
 
 
 class Layer(nn.Module):
-    """One block; `length` is the longest history n. distance, times int[b,l,l], mask [b,1,l,l]."""
+    """One block; `length` is the longest history n. distance, times int[b,l,l], mask [b,1,l,l].
+
+    With `memory` {key, value [b,n,h,e], at} x is one new column, and the new memory comes, too.
+    """
 
     heads: int = 2
     qk_width: int = 16
@@ -40,8 +51,14 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Array, distance: Array, times: Array | None, train: bool = False
-    ) -> Array:
+        self,
+        x: Array,
+        mask: Array,
+        distance: Array,
+        times: Array | None,
+        train: bool = False,
+        memory: Memory | None = None,
+    ) -> Array | tuple[Array, Memory]:
         h, inner = self.heads, self.heads * self.v_width
         widths = (inner, inner, h * self.qk_width, h * self.qk_width)
         y = nn.LayerNorm(EPSILON, use_bias=False, use_scale=False)(x)
@@ -51,12 +68,15 @@ class Layer(nn.Module):
         if times is not None:
             bias = bias + jnp.take(self.param("by_time", init_normal, (BUCKETS,)), times)
         q, k, v = (z.reshape(*z.shape[:2], h, -1) for z in (q, k, v))
+        if memory is not None:
+            k, v = remembered(memory, "key", k), remembered(memory, "value", v)
         a = nn.silu(jnp.einsum("bihd,bjhd->bhij", q, k) + bias[:, None].astype(q.dtype))
         a = jnp.where(mask, a / self.length, 0.0)
         y = jnp.einsum("bhij,bjhd->bihd", a, v).reshape(u.shape)
         y = u * nn.LayerNorm(EPSILON, use_bias=False, use_scale=False)(y)
         y = nn.Dropout(self.dropout)(y, deterministic=not train)
-        return x + nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(y)
+        x = x + nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(y)
+        return x if memory is None else (x, {"key": k, "value": v})
 
 
 class HSTUTrunk(nn.Module):
@@ -77,36 +97,71 @@ class HSTUTrunk(nn.Module):
     time_bias: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
+    @property
+    def causal(self) -> bool:
+        """Rows see what came before them only."""
+        return True
+
     @nn.compact
-    def __call__(self, x: Array, batch: dict[str, Array], train: bool = False) -> Array:
-        segments, column = batch["segments"], jnp.arange(x.shape[1])
+    def __call__(
+        self,
+        x: Array,
+        batch: dict[str, Array],
+        train: bool = False,
+        memory: Memory | None = None,
+    ) -> Array | tuple[Array, Memory]:
+        if memory is not None:
+            batch = next_column(memory)
         positions = Table(self.max_len, x.shape[-1], name="positions")()
         x = x * jnp.sqrt(x.shape[-1]).astype(x.dtype)
         x = x + jnp.take(positions, batch["positions"], axis=0, mode="clip")
-        x = x * (segments > 0)[:, :, None]
+        x = x * (batch["segments"] > 0)[:, :, None]
         x = nn.Dropout(self.embedding_dropout, name="dropout")(x, deterministic=not train)
-        distance = jnp.clip(column[:, None] - column[None, :], 0, self.max_len - 1)[None]
-        times, mask = self._times(batch), segment_mask(segments)
-        for i in range(self.layers):
-            layer = Layer(
-                self.heads,
-                self.qk_width,
-                self.v_width,
-                self.dropout,
-                self.max_len,
-                self.dtype,
-                name=f"layer_{i}",
-            )
-            x = layer(x, mask, distance, times, train)
-        return x
+        times, (mask, distance) = self._times(batch, memory), self._places(batch, memory)
+        widths = (self.heads, self.qk_width, self.v_width)
+        kept: Memory = {}
+        for name in self._names():
+            layer = Layer(*widths, self.dropout, self.max_len, self.dtype, name=name)
+            if memory is None:
+                x = layer(x, mask, distance, times, train)
+            else:
+                so_far = {"at": memory["at"], **memory[name]}
+                x, kept[name] = layer(x, mask, distance, times, train, so_far)
+        return x if memory is None else (x, {"at": memory["at"] + 1, **kept})
 
-    def _times(self, batch: dict[str, Array]) -> Array | None:
+    def _names(self) -> list[str]:
+        return [f"layer_{i}" for i in range(self.layers)]
+
+    def _places(self, batch: dict[str, Array], memory: Memory | None) -> tuple[Array, Array]:
+        """Which columns a row sees, [b,1,i,j], and how far back they stand, [1 or b,i,j]."""
+        if memory is None:
+            column = jnp.arange(batch["segments"].shape[1])
+            distance = (column[:, None] - column[None, :])[None]
+            mask = segment_mask(batch["segments"])
+        else:
+            distance = (memory["at"][:, None] - jnp.arange(self.max_len)[None, :])[:, None]
+            mask = read_so_far(memory, self.max_len)
+        return mask, jnp.clip(distance, 0, self.max_len - 1)
+
+    def empty(self, b: int, width: int) -> Memory:
+        """The memory of `b` histories of which nothing has been read."""
+        del width
+        sizes = {"key": self.qk_width, "value": self.v_width}
+        zeros = {k: jnp.zeros((b, self.max_len, self.heads, e)) for k, e in sizes.items()}
+        return {"at": jnp.zeros(b, jnp.int32), **{name: zeros for name in self._names()}}
+
+    def _times(self, batch: dict[str, Array], memory: Memory | None) -> Array | None:
         """Buckets of the time from item j to when row i is asked, int32 [b,l,l]."""
         if self.time_bias not in TIME_BIASES:
             expected = ", ".join(TIME_BIASES)
             raise ValueError(f"time_bias is '{self.time_bias}'; expected one of {expected}.")
         if not self._reads_times(batch):
             return None
+        if memory is not None:
+            raise ValueError(
+                "this hstu reads times: a new event changes when the rows before it are asked, so "
+                "the history has to be encoded again."
+            )
         if "times" not in batch:
             raise ValueError(
                 "this hstu reads when things happened and the batch has no 'times': give the "

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from zoo.items import Items
 from zoo.objectives import Objective
-from zoo.recommender import Recommender
+from zoo.recommender import Incremental, Recommender
 from zoo.retrieval import dot_match, scorer
 
 Array = jax.Array
@@ -94,4 +94,14 @@ def sequential(
     def match(params, index, query, ids):
         return dot_match(objective.items(index["table"]), query, ids)
 
-    return scorer(init, loss, index, encode, match)
+    def begin(b):
+        return trunk.empty(b, items.width)
+
+    def extend(params, index, memory, ids):
+        x = jnp.take(index["table"], ids, axis=0)[:, None]
+        h, memory = trunk.apply({"params": params["trunk"]}, x, {}, False, memory)
+        return objective.scaled(h[:, 0]), memory
+
+    grows = reading is next_item and getattr(trunk, "causal", False)
+    incremental = Incremental(begin, extend) if grows else None
+    return scorer(init, loss, index, encode, match, incremental=incremental)
