@@ -160,6 +160,10 @@ def test_command_line(run, tmp_path, capsys):
     told = said(capsys, "evaluate", str(out), "--data", str(folder), "--split", "valid")
     assert told["split"] == "valid" and set(told) >= {"metrics", "strata"}
     assert told["metrics"]["recall@10"] > 0.8 and told["same_split_as_training"]
+    words = ("--split", "valid", "--prior", "auto")
+    both = said(capsys, "evaluate", str(out), "--data", str(folder), *words)
+    assert both["prior"]["floor"] == "sr-graph+text" and both["prior"]["weight"] > 0
+    assert both["metrics"]["ndcg@10"] > told["metrics"]["ndcg@10"] - 0.02
     listed = said(capsys, "recommend", str(out), "--history", "item-03,item-04", "--k", "3")
     assert len(listed["recommendations"]) == 3
     assert "sasrec" in said(capsys, "models")["models"]

@@ -127,16 +127,30 @@ def _evaluate(argv: list[str]) -> int:
         no_mask: bool = False
         """Rank the items of the history too."""
         batch: int = 512
+        prior: str | None = None
+        """A floor as the model's prior (sr-graph+text, ...; auto: the best the data allow)."""
 
     args = _parse(EvaluateArgs, argv[1:], "evaluate RUN_OR_BUNDLE")
     from zoo import api
 
     bundle = api.from_pretrained(name)
     data = api.load_data(args.data, args.options(bundle.data_options()))
-    result = api.evaluate(bundle, data, args.split, mask=not args.no_mask, batch=args.batch)
+    model, prior = bundle, {}
+    options = {"mask": not args.no_mask, "batch": args.batch}
+    if args.prior:
+        from zoo.prior import with_prior
+
+        bundle.check_same_items(data.dataset)
+        known = {"catalogue": bundle.catalogue, "max_len": bundle.max_len}
+        floor = None if args.prior == "auto" else args.prior
+        both = with_prior((bundle.recommender, bundle.params), data, floor=floor, **known)
+        model, options = (both.recommender, both.params), options | known
+        prior = {"prior": {k: getattr(both, k) for k in ("floor", "chosen", "how", "weight")}}
+    result = api.evaluate(model, data, args.split, **options)
     return tell(
         {
             "model": bundle.config["model"],
+            **prior,
             "split": args.split,
             "protocol": data.split.protocol,
             "split_hash": data.split.hash,
