@@ -1,4 +1,4 @@
-"""SASRec side by side: the zoo, RecTools and plain PyTorch, alternating in one run; prints ratios.
+"""Sequential models side by side: the zoo, RecTools, PyTorch, alternating in one run; ratios.
 
     python benchmarks/sequential.py --data DATA/amazon-beauty --competitor-python ENV/bin/python
 
@@ -92,11 +92,11 @@ def tune(name: str, args: argparse.Namespace, common: dict) -> tuple[dict, list[
 def line(result: dict) -> str:
     """One row of the report."""
     setting = dict(result["setting"])
-    loss, _ = setting.pop("loss"), setting.pop("users")
-    setting.pop("eval-users", None)
+    loss = " ".join((setting.pop("model"), setting.pop("loss")))
+    setting = {k: v for k, v in setting.items() if k not in ("users", "eval-users")}
     rates = "  ".join(f"{result[rate]:8.0f} {words}" for rate, words in RATES.items())
     chosen = " ".join(f"{key}={value}" for key, value in setting.items())
-    return f"{result['name']:9} {loss:8} {rates}  {result['peak_mib']:6.0f} MiB  {chosen}"
+    return f"{result['name']:9} {loss:16} {rates}  {result['peak_mib']:6.0f} MiB  {chosen}"
 
 
 def summary(runs: list[dict]) -> list[dict]:
@@ -159,6 +159,7 @@ def run(args: argparse.Namespace) -> dict:
     for loss in args.losses:
         for threads in args.cores:
             common = {"loss": loss, "threads": threads, "users": args.users}
+            common |= {"model": args.model, "eval-users": args.eval_users}
             best = {"zoo": {}}
             for name in args.competitors:
                 best[name], trials = tune(name, args, common)
@@ -182,6 +183,8 @@ def main() -> None:
     parser.add_argument("--cores", nargs="+", type=int, default=[len(os.sched_getaffinity(0))])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--users", type=int, default=0, help="training users a run; 0: one epoch")
+    parser.add_argument("--eval-users", type=int, default=0, help="test users; 0: all")
+    parser.add_argument("--model", default="sasrec", help="sasrec, or with rectools hstu, bert4rec")
     parser.add_argument("--tune-users", type=int, default=1024)
     parser.add_argument("--no-zoo", dest="zoo", action="store_false", help="competitors alone")
     parser.add_argument("--out", type=Path, help="write everything measured to this JSON file")

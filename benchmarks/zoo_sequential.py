@@ -1,4 +1,4 @@
-"""The zoo's SASRec, timed: one training epoch and full-ranking evaluation; prints JSON.
+"""The zoo's side, timed: one training epoch and full-ranking evaluation; prints JSON.
 
 Called by sequential.py with the same options as the programs in competitors/. A step is `rows`
 packed rows, as many as the `--batch` users fill on average.
@@ -43,9 +43,24 @@ def asked(data: Data, args) -> Data:
 def build(data: Data, args) -> Run:
     fields = {"width": args.width, "layers": args.layers, "heads": args.heads}
     fields |= {"max_len": args.length, "dropout": args.dropout, "negatives": args.negatives}
-    fields |= {"objective": OBJECTIVES[args.loss]}
+    fields |= {"objective": OBJECTIVES[args.loss]} | same_as_rectools(args)
     settings = Settings(batch=packed_rows(data.split, args), seed=args.seed)
-    return Run("sasrec", fields, data.split, data.catalogue(), settings, make_mesh(1))
+    return Run(args.model, fields, data.split, data.catalogue(), settings, make_mesh(1))
+
+
+def same_as_rectools(args) -> dict[str, object]:
+    """Sizes and scores as RecTools has them: its heads share the width, its scores are products."""
+    if args.model == "hstu":
+        inner = args.width // args.heads
+        return {
+            "qk_width": inner,
+            "v_width": inner,
+            "time_bias": "none",
+            "similarity": "dot",
+            "temperature": 1.0,
+            "embedding_dropout": args.dropout,
+        }
+    return {"rate": harness.HIDDEN, "last": 0.0} if args.model == "bert4rec" else {}
 
 
 def train(run: Run, args) -> tuple[object, dict[str, float]]:

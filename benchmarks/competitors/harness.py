@@ -23,6 +23,8 @@ SIZES = {
     "seed": 0,
 }
 LOSSES = ("softmax", "bce", "sampled")
+MODELS = ("sasrec", "hstu", "bert4rec")
+HIDDEN = 0.15  # share of items that BERT4Rec hides
 
 
 class Histories(NamedTuple):
@@ -38,6 +40,7 @@ def parser(caption: str) -> argparse.ArgumentParser:
     """The options that every measured program understands."""
     options = argparse.ArgumentParser(description=caption)
     options.add_argument("--data", type=Path, required=True, help="folder with sequences.txt")
+    options.add_argument("--model", choices=MODELS, default="sasrec")
     options.add_argument("--loss", choices=LOSSES, default="softmax")
     options.add_argument("--dropout", type=float, default=0.2)
     for name, value in SIZES.items():

@@ -1,6 +1,6 @@
-"""RecTools' SASRecModel, timed: one training epoch and full-ranking evaluation; prints JSON.
+"""RecTools' SASRec, HSTU and BERT4Rec, timed: a training epoch, full ranking; prints JSON.
 
-Only public doors of RecTools are used: SASRecModel, Dataset.construct, fit, recommend. Steps are
+Only public doors of RecTools are used: the models, Dataset.construct, fit, recommend. Steps are
 timed by a Lightning callback from the end of the last warm-up batch to the end of the last batch,
 so that building the model, starting loader workers and first-call costs are left out.
 """
@@ -19,8 +19,13 @@ from harness import Histories, epoch_examples, hit_and_ndcg, parser, peak_mib
 from pytorch_lightning import Callback, Trainer, seed_everything
 from rectools import Columns
 from rectools.dataset import Dataset
-from rectools.models import SASRecModel
+from rectools.models import BERT4RecModel, HSTUModel, SASRecModel
 
+MODELS = {
+    "sasrec": (SASRecModel, {}),
+    "hstu": (HSTUModel, {"relative_time_attention": False}),  # the file has no times
+    "bert4rec": (BERT4RecModel, {"mask_prob": harness.HIDDEN}),
+}
 LOSSES = {"softmax": "softmax", "bce": "BCE", "sampled": "sampled_softmax"}
 
 
@@ -72,7 +77,7 @@ def dataset(rows: list[np.ndarray]) -> Dataset:
     return Dataset.construct(pd.DataFrame(table))
 
 
-def build(args: argparse.Namespace) -> SASRecModel:
+def build(args: argparse.Namespace) -> SASRecModel | HSTUModel | BERT4RecModel:
     def trainer() -> Trainer:
         return Trainer(
             max_epochs=1,
@@ -86,7 +91,9 @@ def build(args: argparse.Namespace) -> SASRecModel:
             callbacks=[Stopwatch(args.warmup)],
         )
 
-    return SASRecModel(
+    model, own = MODELS[args.model]
+    return model(
+        **own,
         n_blocks=args.layers,
         n_heads=args.heads,
         n_factors=args.width,
@@ -112,7 +119,7 @@ def top_table(recommended: pd.DataFrame, n_users: int, k: int) -> np.ndarray:
     return top
 
 
-def evaluate(model: SASRecModel, data: Histories, args: argparse.Namespace) -> dict[str, float]:
+def evaluate(model, data: Histories, args: argparse.Namespace) -> dict[str, float]:
     """Time recommend for every user, then with the metrics; building the data is left out."""
     history, users = dataset(data.test), np.arange(len(data.test))
     model.data_preparator.dataloader_num_workers = args.eval_workers
