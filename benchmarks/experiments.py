@@ -29,6 +29,62 @@ GRAPH_FIELDS = {
 # Their validation curves on tiktok lie flat for stretches longer than the usual patience of 21
 # evaluations, and then rise on.
 GRAPH_SETTINGS = {(model, "tiktok"): {"patience": 60} for model in ("vbpr", "bm3", "lgmrec")}
+# Pretraining beside the same model without, at the same number of epochs in all, and without
+# content: on one shop (titles and, as a second modality, semantic ids of images), and from two
+# shops to a third by their words.
+PRETRAIN = {"epochs": 10, "batch": 64, "rate": 1e-3, "patience": 10}
+TUNE = {"epochs": 20, "batch": 64, "rate": 1e-3, "patience": 3}
+LONGER = {**TUNE, "epochs": 30}
+INSTRUMENTS = {"data": "amazon-instruments", "folder": "transfer", "options": {"text": "hashed"}}
+SHOPS = ("amazon-beauty", "amazon-instruments")
+TO_SPORTS = {"data": "amazon-sports", "folder": "transfer", "options": {"text": "hashed"}}
+BY_WORDS = {"modalities": ("text",)}
+TRANSFER: dict[str, dict] = {
+    "mp4sr-instruments": {
+        "model": "mp4sr",
+        **INSTRUMENTS,
+        "fields": {"stage": "finetune"},
+        "pretrain": {"settings": PRETRAIN},
+        "settings": TUNE,
+    },
+    "mp4sr-scratch-instruments": {
+        "model": "mp4sr",
+        **INSTRUMENTS,
+        "fields": {"stage": "finetune"},
+        "settings": LONGER,
+    },
+    "unisrec-instruments": {
+        "model": "unisrec",
+        **INSTRUMENTS,
+        "fields": {"stage": "transductive"},
+        "pretrain": {"settings": PRETRAIN},
+        "settings": TUNE,
+    },
+    "unisrec-scratch-instruments": {
+        "model": "unisrec",
+        **INSTRUMENTS,
+        "fields": {"stage": "scratch"},
+        "settings": LONGER,
+    },
+    "sasrec-instruments": {
+        "model": "sasrec",
+        **INSTRUMENTS,
+        "settings": {"epochs": 40, "rate": 2e-3, "evaluate_every": 100, "patience": 3},
+    },
+    "unisrec-to-sports": {
+        "model": "unisrec",
+        **TO_SPORTS,
+        "fields": {"stage": "transductive", **BY_WORDS},
+        "pretrain": {"data": SHOPS, "settings": PRETRAIN},
+        "settings": TUNE,
+    },
+    "unisrec-scratch-sports": {
+        "model": "unisrec",
+        **TO_SPORTS,
+        "fields": {"stage": "scratch", **BY_WORDS},
+        "settings": LONGER,
+    },
+}
 GRAPH_MODELS = ("bpr", "lightgcn", "vbpr", "bm3", "freedom", "mgcn", "smore", "lgmrec")
 GRAPH_MODELS += ("em3_public",)
 EXPERIMENTS: dict[str, dict] = {
@@ -43,6 +99,7 @@ EXPERIMENTS: dict[str, dict] = {
         for model in GRAPH_MODELS
         for data, where in GRAPH_DATA.items()
     },
+    **TRANSFER,
     "towers-id": {**MOVIES, "fields": {**TOWERS, "items": "id"}},
     "towers-content": {**MOVIES, "fields": {**TOWERS, "items": "content"}},
     "towers-both": {**MOVIES, "fields": {**TOWERS, "items": "both"}},

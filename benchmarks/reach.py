@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -55,12 +56,36 @@ def shuffled(data, seed: int):
     return replace(data, dataset=replace(data.dataset, features=moved, present=present))
 
 
-def one(experiment: dict, data, seed: int, out: Path | None, scored: bool = True) -> dict:
+def pretrained(
+    experiment: dict, data, seed: int, out: Path | None, root: Path
+) -> tuple[Path, float]:
+    """The pretrained run that a seed starts from, and its seconds of training.
+
+    experiment["pretrain"]: settings, and `data`, the folders beside this one's (default: itself).
+    """
+    from zoo import api
+
+    plan = experiment["pretrain"]
+    folder = Path(out or tempfile.mkdtemp()) / "pretrained"
+    settings = api.settings_for(experiment["model"], seed=seed, **plan["settings"])
+    fields = {**experiment.get("fields", {}), "stage": "pretrain"}
+    others = [root / name for name in plan.get("data", ())]
+    source = api.load_data(others, data.options) if others else data
+    fitted, _ = api.fit(experiment["model"], source, folder, settings, **fields)
+    return folder, fitted.seconds
+
+
+def one(
+    experiment: dict, data, seed: int, out: Path | None, root: Path, scored: bool = True
+) -> dict:
     """Train one seed; validation and, if `scored`, test metrics, masked and not, with strata."""
     from zoo import api
 
     settings = api.settings_for(experiment["model"], seed=seed, **experiment.get("settings", {}))
     fields = experiment.get("fields", {})
+    graft, before = None, 0.0
+    if "pretrain" in experiment:
+        graft, before = pretrained(experiment, data, seed, out, root)
     data = shuffled(data, seed) if experiment.get("shuffle") else data
     began = time.monotonic()
 
@@ -74,7 +99,9 @@ def one(experiment: dict, data, seed: int, out: Path | None, scored: bool = True
             losses.clear()
             print(curve[-1], flush=True)
 
-    fitted, seen = api.fit(experiment["model"], data, out, settings, report=report, **fields)
+    fitted, seen = api.fit(
+        experiment["model"], data, out, settings, report=report, graft=graft, **fields
+    )
     row = {
         "seed": seed,
         "steps": fitted.steps,
@@ -82,6 +109,7 @@ def one(experiment: dict, data, seed: int, out: Path | None, scored: bool = True
         "valid": {k: v for k, v in fitted.best.items() if k != "step"},
         "curve": [curve[n - 1] for n in CURVE if n <= len(curve)],
         "train_seconds": fitted.seconds,
+        **({"pretrain_seconds": before} if graft else {}),
         "examples_per_second": fitted.examples_per_second,
         "params_sha256": fitted.params_sha256,
         "commit": COMMIT,
@@ -109,7 +137,7 @@ def search(args: argparse.Namespace, experiment: dict, data) -> None:
     """One run of a search: its validation metrics, and nothing of the test split."""
     path = RESULTS / "searches.json"
     for seed in args.seeds:
-        row = one(experiment, data, seed, None, scored=False)
+        row = one(experiment, data, seed, None, args.data, scored=False)
         rows = json.loads(path.read_text()) if path.exists() else []
         rows.append({"name": args.experiment, "experiment": experiment, **row})
         path.write_text(json.dumps(rows, indent=1))
@@ -133,7 +161,7 @@ def main() -> None:
     done = json.loads(path.read_text())["rows"] if path.exists() else []
     for seed in args.seeds:
         out = args.runs / f"{args.experiment}-{seed}" if args.runs else None
-        row = one(experiment, data, seed, out)
+        row = one(experiment, data, seed, out, args.data)
         done = sorted([r for r in done if r["seed"] != seed] + [row], key=lambda r: r["seed"])
         told = {
             "experiment": experiment,

@@ -171,8 +171,9 @@ def with_features(
 
     Text is read from the columns named in TEXT_COLUMNS, or, without any of these, from the
     machine-written keywords that the floors read (words.KEYWORDS); images and audio from the
-    files that the columns `image` and `audio` name. Modalities that have features already are
-    left as they are.
+    files that the columns `image` and `audio` name; where the source has published semantic ids
+    of images instead (`sid_image`), their codes are hashed. Modalities that have features already
+    are left as they are.
     `text` is `lsa` (features.text_features; `seed` starts its SVD) or `hashed`, the same space
     for every data set (features.hashed_text).
     DataError for a modality that is none of the three, or another `text`.
@@ -205,11 +206,22 @@ def _text(dataset: Dataset, seed: int, kind: str) -> tuple | None:
 
 
 def _images(dataset: Dataset, seed: int, text: str) -> tuple | None:
-    return _from_files(dataset, "image", decode_images, describe_images)
+    made = _from_files(dataset, "image", decode_images, describe_images)
+    return made or _from_codes(dataset, "sid_image")
 
 
 def _sounds(dataset: Dataset, seed: int, text: str) -> tuple | None:
     return _from_files(dataset, "audio", decode_sounds, lambda x: describe_sounds(x, RATE))
+
+
+def _from_codes(dataset: Dataset, column: str) -> tuple | None:
+    """Published semantic ids, `<A_1> <B_7> ...`: each code and each prefix is a hashed word."""
+    if column not in dataset.columns:
+        return None
+    rows = [re.findall(r"\w+", value) for value in dataset.columns[column]]
+    rows[0] = []
+    texts = [" ".join([*row, *("".join(row[:n]) for n in range(2, len(row) + 1))]) for row in rows]
+    return hashed_text(texts), np.array([bool(row) for row in rows]), []
 
 
 def _from_files(

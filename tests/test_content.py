@@ -11,6 +11,7 @@ from PIL import Image
 from pipelines import content, features
 from pipelines.features import standardise
 from pipelines.schema import DataError, Dataset
+from pipelines.sources import from_arrays
 
 
 def picture(
@@ -290,3 +291,15 @@ def test_keywords_stand_in_for_text_where_there_is_none():
     )
     y = titled.features["text"][1:]
     np.testing.assert_allclose(y[0], y[1], atol=1e-6)
+
+
+def test_semantic_ids_of_images_stand_in_for_images():
+    codes = ["<a_1> <b_2>", "<a_1> <b_3>", "<a_9> <b_2>", ""]
+    columns = {"item_id": list("wxyz"), "sid_image": codes}
+    dataset = from_arrays(["u"] * 4, list("wxyz"), item_columns=columns)
+    found, problems = content.with_features(dataset)
+    x = found.features["image"]
+    assert not problems and found.present["image"].tolist() == [False, True, True, True, False]
+    near, far = x[1] @ x[2], x[2] @ x[3]
+    assert near > 0.2 > abs(far), "a shared first code brings items together"
+    assert not x[[0, 4]].any()
