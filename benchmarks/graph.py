@@ -155,8 +155,9 @@ def zoo(args: argparse.Namespace) -> dict:
     """One process: an epoch to warm up, then timed epochs, all as `fit` makes them."""
     import jax
 
-    from zoo.fitting import Run, settings_for
+    from zoo.fitting import Run
     from zoo.mesh import make_mesh
+    from zoo.settings import settings_for
 
     split, catalogue = world(args.size)
     settings = settings_for(args.model, epochs=args.epochs + 1, evaluate_every=None)

@@ -18,12 +18,13 @@ from pipelines.schema import DataError, Dataset, Split
 from pipelines.words import words
 from zoo import evaluation
 from zoo import mesh as meshes
-from zoo.fitting import Fitted, Settings, settings_for
+from zoo.fitting import Fitted
 from zoo.fitting import fit as fit_split
 from zoo.floor_table import floor_table
 from zoo.models import build, entry, fields
 from zoo.recommender import Recommender
 from zoo.serve import Pretrained, Recommendation, from_pretrained
+from zoo.settings import Settings, settings_for
 
 __all__ = [
     "Data",

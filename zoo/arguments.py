@@ -55,8 +55,8 @@ def train_args(model: str, **preset: Any) -> type:
 
     preset: other defaults of the model's fields.
     """
-    from zoo.fitting import Settings, settings_for
     from zoo.models import fields
+    from zoo.settings import Settings, settings_for
 
     family = dataclasses.asdict(settings_for(model))
     own = [f for f in dataclasses.fields(Settings) if f.default != family[f.name]]

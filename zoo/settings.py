@@ -1,0 +1,82 @@
+"""How a run is trained, what makes two runs the same, and what a family is trained with."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpoints.store import params_sha256, write_run
+from pipelines.schema import Split
+from zoo.metrics import RANKING
+from zoo.models import entry
+from zoo.names import unknown
+
+KS = (5, 10, 20)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; a step is one batch of packed rows."""
+
+    steps: int | None = None  # None: epochs x batches an epoch
+    epochs: int = 40
+    batch: int = 32  # packed rows a step
+    rate: float = 2e-3
+    warmup: int = 0
+    schedule: str = "constant"
+    weight_decay: float = 0.0
+    clip: float | None = None
+    seed: int = 0
+    evaluate_every: int | None = None  # steps; None: one epoch, but at least five times a run
+    patience: int = 5  # evaluations without a better one before stopping
+    select: str = "ndcg@10"  # the validation metric that chooses the parameters
+    evaluate_batch: int = 512
+    dispatch: int | None = 1  # steps a dispatch to the device; None: an epoch
+
+
+# What a family is trained with unless told otherwise. graph: the protocol of MMRec
+# (mm-random-v1), whose early stop waits for more than 20 evaluations without a better one.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "graph": {
+        "epochs": 1000,
+        "batch": 2048,
+        "rate": 1e-3,
+        "patience": 21,
+        "select": "recall@20",
+        "dispatch": None,
+    }
+}
+
+
+def settings_for(model: str, **given: Any) -> Settings:
+    """The settings of the model's family, with those given instead."""
+    return Settings(**{**FAMILIES.get(entry(model).family, {}), **given})
+
+
+def check_metric(name: str) -> None:
+    """Raise ValueError, with the nearest names, unless validation measures `name`."""
+    known = [f"{metric}@{k}" for metric in RANKING for k in KS]
+    if name not in known:
+        raise unknown("unknown metric to select by:", name, known)
+
+
+def identity(
+    model: str, fields: dict, split: Split, settings: Settings, start: Any = None
+) -> dict[str, Any]:
+    """What makes two runs the same: model, fields, split, settings, a graft. JSON-able."""
+    known = {"model": model, "fields": fields, "split": split.hash, **asdict(settings)}
+    known["graft"] = None if start is None else params_sha256(start)
+    return json.loads(json.dumps(known))
+
+
+def claim(out: Path, mine: dict[str, Any]) -> None:
+    """Write RUN/run.json, or check that the run there is this one."""
+    path = out / "run.json"
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        other = {k: (theirs.get(k), v) for k, v in mine.items() if theirs.get(k) != v}
+        if other:
+            told = "; ".join(f"{k} is {a!r} there, {b!r} here" for k, (a, b) in other.items())
+            raise ValueError(f"{out} holds another run: {told}. Choose another --out.")
+        return
+    write_run(out, mine)
