@@ -19,8 +19,8 @@ def words(dataset: Dataset) -> Ragged | None:
 
     Words are `[a-z0-9]+` of HTML-unescaped lower-cased text. Read are the columns title, overview
     and text; `categories` (JSON paths), one token a node; `genres` (split at |), one token each.
-    Without any of the first three: idgenrec_text_id and gram_text_id, lower-cased and split at |
-    and blanks only, because a mark of a word's beginning belongs to its token.
+    Without any of the first three: idgenrec_text_id and gram_text_id, as they are, split at | and
+    blanks only, because case and a mark of a word's beginning belong to a token.
     None where a data set has no such column, or nothing in it. Raises DataError on categories
     that are no JSON list of paths.
     """
@@ -43,7 +43,7 @@ def _item_words(dataset: Dataset, item: int) -> Iterator[str]:
     for name in prose:
         yield from of_text(columns[name][item])
     for name in keywords:
-        yield from columns[name][item].lower().replace("|", " ").split()
+        yield from columns[name][item].replace("|", " ").split()
     if "categories" in columns:
         yield from _category_tokens(columns["categories"][item], dataset.name, item)
     if "genres" in columns:

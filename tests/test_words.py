@@ -58,8 +58,8 @@ def test_movies_have_title_overview_and_genre_tokens():
 
 
 def test_keywords_stand_in_only_where_there_is_no_title():
-    keywords = dict(idgenrec_text_id=["lee powder"], gram_text_id=["|▁le|▁powder|▁2012."])
-    assert words(table(**keywords)).lengths.tolist() == [0, 5]  # powder and ▁powder are two
+    keywords = dict(idgenrec_text_id=["lee powder"], gram_text_id=["|▁le|▁powder|Le|le|▁2012."])
+    assert words(table(**keywords)).lengths.tolist() == [0, 7]  # ▁powder, Le are their own
     assert words(table(title=["gun"], **keywords)).lengths.tolist() == [0, 1]
 
 
