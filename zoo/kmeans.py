@@ -1,0 +1,130 @@
+"""k-means, jitted: full or in mini-batches, k-means++ or sampled start, empty clusters refilled.
+
+Distances in full float32 as |x|^2 - 2 x.e + |e|^2, rows in blocks; ties go to the smaller index.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+STARTS = ("plusplus", "sample")
+BLOCK_ELEMENTS = 8_000_000  # distances held at once: 32 MB
+
+
+def squared_distances(x: Array, codebook: Array) -> Array:
+    """float32 [n,v] between the rows of x [n,d] and of codebook [v,d]; never below zero."""
+    return jnp.maximum((x * x).sum(1)[:, None] + _relative(x, codebook), 0)
+
+
+def _relative(x: Array, codebook: Array) -> Array:
+    """[n,v]: squared distances less |x|^2, which no argmin needs."""
+    cross = jnp.einsum("nd,vd->nv", x, codebook, precision=lax.Precision.HIGHEST)
+    return (codebook * codebook).sum(1)[None] - 2 * cross
+
+
+@jax.jit
+def nearest(x: Array, codebook: Array) -> Array:
+    """int32 [n]: the row of codebook [v,d] nearest to each row of x [n,d]."""
+
+    def block(rows: Array) -> Array:
+        return _relative(rows, codebook).argmin(1).astype(jnp.int32)
+
+    if x.shape[0] * codebook.shape[0] <= BLOCK_ELEMENTS:
+        return block(x)
+    rows = max(BLOCK_ELEMENTS // codebook.shape[0], 1)
+    return lax.map(lambda row: block(row[None])[0], x, batch_size=rows)
+
+
+def kmeans(
+    x: Array,
+    key: Array,
+    size: int,
+    steps: int = 25,
+    start: str = "plusplus",
+    batch: int | None = None,
+) -> Array:
+    """float32 [v,d]: `size` centres of x [n,d], deterministic by key.
+
+    start: `plusplus` (Arthur and Vassilvitskii, 2007) or `sample`, distinct rows at random. With
+    `batch` mini-batch k-means (Sculley, 2010), `steps` batches; else `steps` of Lloyd's.
+    Raises ValueError for an unknown start and where n or batch is below size.
+    """
+    if start not in STARTS:
+        raise ValueError(f"start is '{start}'; expected one of {', '.join(STARTS)}.")
+    rows = x.shape[0] if batch is None else min(batch, x.shape[0])
+    if rows < size:
+        raise ValueError(
+            f"k-means looks at {rows} rows a step for {size} centres; it needs at least as many "
+            "rows: lower size, or raise batch."
+        )
+    first, later = jax.random.split(key)
+    codebook = (plusplus if start == "plusplus" else sample)(x, first, size)
+    if batch is None:
+        return lloyd(x, codebook, steps)
+    return mini_batches(x, codebook, later, steps, rows)
+
+
+@partial(jax.jit, static_argnames="size")
+def sample(x: Array, key: Array, size: int) -> Array:
+    """[v,d]: `size` distinct rows at random."""
+    return x[jax.random.choice(key, x.shape[0], (size,), replace=False)]
+
+
+@partial(jax.jit, static_argnames="size")
+def plusplus(x: Array, key: Array, size: int) -> Array:
+    """[v,d]: rows drawn one after another, by squared distance from those already drawn."""
+
+    def draw(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        chosen, distance = carry
+        row = x[jax.random.categorical(jax.random.fold_in(key, i), jnp.log(distance))]
+        distance = jnp.minimum(distance, ((x - row[None]) ** 2).sum(1))
+        return chosen.at[i].set(row), distance
+
+    start = jnp.zeros((size, x.shape[1]), x.dtype), jnp.ones(x.shape[0], x.dtype)
+    return lax.fori_loop(0, size, draw, start)[0]
+
+
+@partial(jax.jit, static_argnames="steps")
+def lloyd(x: Array, codebook: Array, steps: int) -> Array:
+    """[v,d] after `steps` rounds: rows to their nearest centre, centres to the mean of theirs."""
+
+    def step(_: Array, codebook: Array) -> Array:
+        codes = nearest(x, codebook)
+        sums, counts = _gather(x, codes, codebook.shape[0])
+        means = sums / jnp.maximum(counts, 1)[:, None]
+        return _refill(means, counts == 0, x, codebook[codes])
+
+    return lax.fori_loop(0, steps, step, codebook)
+
+
+@partial(jax.jit, static_argnames=("steps", "batch"))
+def mini_batches(x: Array, codebook: Array, key: Array, steps: int, batch: int) -> Array:
+    """[v,d]: every centre is the running mean of all the rows that batches have given it."""
+
+    def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        codebook, seen = carry
+        rows = x[jax.random.choice(jax.random.fold_in(key, i), x.shape[0], (batch,), False)]
+        codes = nearest(rows, codebook)
+        sums, counts = _gather(rows, codes, codebook.shape[0])
+        seen = seen + counts
+        moved = codebook + (sums - counts[:, None] * codebook) / jnp.maximum(seen, 1)[:, None]
+        return _refill(moved, seen == 0, rows, codebook[codes]), seen
+
+    start = codebook, jnp.zeros(codebook.shape[0], codebook.dtype)
+    return lax.fori_loop(0, steps, step, start)[0]
+
+
+def _gather(x: Array, codes: Array, size: int) -> tuple[Array, Array]:
+    """Sums [v,d] and counts [v] of the rows of each centre."""
+    counts = jax.ops.segment_sum(jnp.ones(x.shape[0], x.dtype), codes, size)
+    return jax.ops.segment_sum(x, codes, size), counts
+
+
+def _refill(codebook: Array, empty: Array, x: Array, own: Array) -> Array:
+    """Empty centres move to the rows that lie farthest from their own centre, one row each."""
+    farthest = lax.top_k(((x - own) ** 2).sum(1), codebook.shape[0])[1]
+    place = jnp.maximum(jnp.cumsum(empty) - 1, 0)
+    return jnp.where(empty[:, None], x[farthest[place]], codebook)
