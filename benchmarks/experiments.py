@@ -14,6 +14,10 @@ SPORTS_SEARCH = {
     "less-dropout": ({"dropout": 0.3}, {"rate": 1e-3}),
     "ligr": ({"block": "ligr", "ffn": "swiglu", "multiplier": 2}, {"rate": 1e-3}),
 }
+BCE_SEARCH = {
+    "slow": ({}, {"rate": 1e-3}),
+    "light": ({"dropout": 0.3}, {"rate": 1e-3}),
+}
 # The authors' settings on the sets of the reference runs; `folder` is where the results go.
 GRAPH_DATA = {
     "tiktok": {"data": "tiktok"},
@@ -142,6 +146,15 @@ EXPERIMENTS: dict[str, dict] = {
             "settings": {"epochs": 40, "rate": 2e-3, "evaluate_every": 250, "patience": 3} | other,
         }
         for name, (fields, other) in SPORTS_SEARCH.items()
+    },
+    **{
+        f"try-bce-{name}": {
+            "model": "sasrec",
+            "data": "amazon-beauty",
+            "fields": {"objective": "bce", **fields},
+            "settings": {"epochs": 300, "evaluate_every": 425, "patience": 6} | other,
+        }
+        for name, (fields, other) in BCE_SEARCH.items()
     },
     "hstu-beauty": {  # the file has no times: no time bias
         "model": "hstu",
