@@ -1,0 +1,194 @@
+"""The codes that exist, as a trie in compressed rows: masks and next states for decoding.
+
+A state is a distinct prefix of the sorted codes, numbered by length and then by order; the root is
+0. Every state but the root is entered by exactly one edge, so in that order edge e leads to state
+e + 1, and one array of tokens with one of row starts is the whole trie (cf. STATIC, arXiv
+2602.22647). Each path of full length ends at a leaf with at least one item. Arrays are arguments
+of jit: another set of allowed items (`like=`) needs no new compilation.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+ROOT, DEAD = 0, -1
+NO_TOKEN = np.iinfo(np.int32).max
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["starts", "tokens", "dense", "low", "high", "order"],
+    meta_fields=["sizes", "branching"],
+)
+@dataclass(frozen=True)
+class Trie:
+    """Arrays of the trie, int32; s states, e = s - 1 edges, n items. Build with `build`."""
+
+    starts: Array  # s+1: the edges of state i are starts[i]:starts[i+1]
+    tokens: Array  # e: ascending within a state; padded with a token that nothing matches
+    dense: Array  # r v: next state by token of the first r states, -1 = none
+    low: Array  # s: the items below state i are order[low[i]:high[i]]
+    high: Array  # s
+    order: Array  # n: rows of the codes, sorted by code and then by row
+    sizes: tuple[int, ...]  # codes of each level
+    branching: tuple[int, ...]  # most children of a state, by level
+
+
+def build(
+    codes: np.ndarray,
+    sizes: tuple[int, ...] | None = None,
+    allowed: np.ndarray | None = None,
+    dense: int | None = None,
+    like: Trie | None = None,
+) -> Trie:
+    """The trie of codes int[n,c], or of its rows where allowed bool[n].
+
+    sizes: codes of each level, the largest seen plus one unless given; dense: how many of the
+    first states get a whole row (the root and the first level unless given); like: a trie whose
+    array shapes this one shall have. Raises ValueError for codes outside their level, for no item
+    at all, and where `like` is too small.
+    """
+    codes = np.asarray(codes)
+    rows = np.arange(len(codes)) if allowed is None else np.flatnonzero(allowed)
+    sizes = like.sizes if like is not None else sizes
+    sizes = tuple(int(v) for v in (codes.max(0) + 1 if sizes is None else sizes))
+    _check(codes[rows], sizes)
+    order = rows[np.lexsort(codes[rows].T[::-1])]
+    starts, tokens, low, high, branching = _compress(codes[order])
+    room = 1 + sizes[0] if dense is None else dense
+    room = min(room, len(low)) if like is None else like.dense.shape[0]
+    table = _dense(starts, tokens, room, max(sizes))
+    if like is not None:
+        starts, tokens, low, high, order = _padded(like, starts, tokens, low, high, order)
+        branching = _fitting(like, branching)
+    arrays = (starts, tokens, table, low, high, order)
+    return Trie(*(jnp.asarray(a, jnp.int32) for a in arrays), sizes, branching)
+
+
+def children(trie: Trie, state: Array, token: Array) -> Array:
+    """The state behind `token` int[...] from `state` int[...], -1 where no code goes on so."""
+    found = _search(trie, state, token)
+    room, v = trie.dense.shape
+    if not room:
+        return found
+    whole = trie.dense[jnp.clip(state, 0, room - 1), jnp.clip(token, 0, v - 1)]
+    inside = (state >= 0) & (state < room)
+    whole = jnp.where((token >= 0) & (token < v), whole, DEAD)
+    return jnp.where(inside, whole, found)
+
+
+def _search(trie: Trie, state: Array, token: Array) -> Array:
+    """Bisection of a state's sorted tokens; as many halvings as the widest state needs."""
+    low, end = (jnp.take(trie.starts, jnp.maximum(state, 0) + i, mode="clip") for i in (0, 1))
+    high = end
+    for _ in range(max(trie.branching).bit_length()):
+        middle = (low + high) // 2
+        right = (jnp.take(trie.tokens, middle, mode="clip") < token) & (low < high)
+        low, high = jnp.where(right, middle + 1, low), jnp.where(right, high, middle)
+    hit = (state >= 0) & (low < end) & (jnp.take(trie.tokens, low, mode="clip") == token)
+    return jnp.where(hit, low + 1, DEAD)
+
+
+def candidates(trie: Trie, state: Array, level: int) -> tuple[Array, Array, Array]:
+    """What may follow `state` int[...], a state of that level: tokens, next states and which of
+    them exist, each [..., branching[level]]; 0 and -1 where not."""
+    safe = jnp.maximum(state, 0)
+    first, end = (jnp.take(trie.starts, safe + i, mode="clip")[..., None] for i in (0, 1))
+    edge = first + jnp.arange(trie.branching[level]).reshape((1,) * state.ndim + (-1,))
+    exists = (edge < end) & (state >= 0)[..., None]
+    tokens = jnp.where(exists, jnp.take(trie.tokens, edge, mode="clip"), 0)
+    return tokens, jnp.where(exists, edge + 1, DEAD), exists
+
+
+def mask(trie: Trie, state: Array, level: int) -> Array:
+    """bool [..., v] of `state` int[...]: the tokens of that level that lead on to an item."""
+    size = trie.sizes[level]
+    tokens, _, exists = candidates(trie, state.reshape(-1), level)
+    columns = jnp.where(exists, tokens, size)  # out of range: dropped
+    out = jnp.zeros((tokens.shape[0], size), bool)
+    out = out.at[jnp.arange(tokens.shape[0])[:, None], columns].set(True, mode="drop")
+    return out.reshape(*state.shape, size)
+
+
+def items(trie: Trie, state: Array, most: int = 1) -> Array:
+    """int32 [..., most]: rows of the codes below `state` int[...], smallest first, -1 behind."""
+    safe = jnp.maximum(state, 0)
+    place = trie.low[safe][..., None] + jnp.arange(most).reshape((1,) * state.ndim + (-1,))
+    exists = (place < trie.high[safe][..., None]) & (state >= 0)[..., None]
+    return jnp.where(exists, jnp.take(trie.order, place, mode="clip"), -1)
+
+
+def _compress(codes: np.ndarray) -> tuple:
+    """Row starts, tokens and item ranges of sorted codes [n,c], level after level."""
+    n, levels = codes.shape
+    parents, tokens, low, high, branching = [], [], [np.zeros(1, int)], [np.full(1, n)], []
+    begins = np.zeros(n, bool)  # where a new prefix of the present length begins
+    begins[0] = True
+    first, above = 1, np.zeros(n, int)  # the next free state; each row's state one level up
+    for level in range(levels):
+        begins = begins | np.r_[True, codes[1:, level] != codes[:-1, level]]
+        at = np.flatnonzero(begins)
+        parents.append(above[at])
+        tokens.append(codes[at, level])
+        low.append(at)
+        high.append(np.r_[at[1:], n])
+        branching.append(int(np.bincount(above[at]).max()))
+        above = first + np.cumsum(begins) - 1
+        first += len(at)
+    counts = np.bincount(np.concatenate(parents), minlength=first)
+    starts = np.r_[0, np.cumsum(counts)]
+    joined = (np.concatenate(part) for part in (tokens, low, high))
+    return starts, *joined, tuple(branching)
+
+
+def _dense(starts: np.ndarray, tokens: np.ndarray, room: int, v: int) -> np.ndarray:
+    """[room,v]: next states of the first `room` states."""
+    table = np.full((room, v), DEAD)
+    known = min(room, len(starts) - 1)
+    edges = np.arange(starts[known])
+    state = np.repeat(np.arange(known), np.diff(starts[: known + 1]))
+    table[state, tokens[edges]] = edges + 1
+    return table
+
+
+def _padded(like: Trie, starts, tokens, low, high, order) -> list[np.ndarray]:
+    """The arrays at the lengths of `like`; padding states have no edge and no item."""
+    out = []
+    fills = (starts[-1], NO_TOKEN, 0, 0, 0)
+    wanted = (like.starts, like.tokens, like.low, like.high, like.order)
+    for array, fill, target in zip((starts, tokens, low, high, order), fills, wanted, strict=True):
+        spare = len(target) - len(array)
+        if spare < 0:
+            raise ValueError(
+                f"`like` has room for {len(target)} entries where these codes need {len(array)}: "
+                "build without `like`, which compiles anew, or take a larger trie as the mould."
+            )
+        out.append(np.r_[array, np.full(spare, fill)])
+    return out
+
+
+def _fitting(like: Trie, branching: tuple[int, ...]) -> tuple[int, ...]:
+    if len(branching) != len(like.branching) or np.greater(branching, like.branching).any():
+        raise ValueError(
+            f"these codes branch by {branching}, `like` by at most {like.branching}: "
+            "build without `like`, which compiles anew."
+        )
+    return like.branching
+
+
+def _check(codes: np.ndarray, sizes: tuple[int, ...]) -> None:
+    if not len(codes):
+        raise ValueError("no item is allowed: a trie needs at least one row of codes.")
+    if codes.shape[1] != len(sizes):
+        raise ValueError(f"codes have {codes.shape[1]} levels; sizes names {len(sizes)}: {sizes}.")
+    bad = np.argwhere((codes < 0) | (codes >= np.asarray(sizes)[None]))
+    if len(bad):
+        row, level = bad[0]
+        raise ValueError(
+            f"{len(bad)} codes lie outside their level; the first, row {row} level {level}, is "
+            f"{codes[row, level]} of {sizes[level]} codes: raise sizes, or repair the codes."
+        )
