@@ -1,0 +1,137 @@
+"""RQ-VAE: published values, ids and gradients; start, reset, balance and usage by value."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import FIXTURES
+
+from zoo.rqvae import RQVAE, collapsed, fit_rqvae, reset_dead, rqvae_loss, start_by_kmeans, usage
+from zoo.sinkhorn import balanced
+
+HIGHEST = jax.default_matmul_precision("highest")
+
+
+def botta(gradient: str):
+    """The published tokeniser's weights under our names."""
+    z = np.load(FIXTURES / "rqvae_tiny.npz")
+
+    def mlp(side):
+        return {f"layer_{i}": {"kernel": z[f"w_{side}_mlp_{2 * i}_weight"].T} for i in range(3)}
+
+    books = np.stack([z[f"w_layers_{i}_embedding_weight"] for i in range(3)])
+    module = RQVAE(20, (16, 10), 6, 3, 7, gradient, bias=False)
+    return z, module, {"encoder": mlp("encoder"), "decoder": mlp("decoder"), "codebooks": books}
+
+
+@HIGHEST
+@pytest.mark.parametrize("name, train", [("eval", False), ("ste", True), ("rot", True)])
+def test_published_tokeniser(name, train):
+    z, module, params = botta({"rot": "rotation"}.get(name, "ste"))
+
+    def objective(params):
+        out = module.apply({"params": params}, jnp.asarray(z["x"]), train)
+        loss, parts = rqvae_loss(out, z["x"], float(z["cfg_commitment"]))
+        return loss, (out, parts)
+
+    run = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    (loss, (out, parts)), grads = run(jax.tree.map(jnp.asarray, params))
+    np.testing.assert_array_equal(out["codes"], z[f"out_{name}_ids"])
+    for ours, theirs in (("residuals", "residuals"), ("passed", "embeddings")):
+        np.testing.assert_allclose(
+            np.moveaxis(out[ours], 1, 2), z[f"out_{name}_{theirs}"], atol=1e-5
+        )
+    np.testing.assert_allclose(out["x_hat"], z[f"out_{name}_x_hat_raw"], atol=1e-5)
+    np.testing.assert_allclose(loss, z[f"out_{name}_loss"], atol=1e-5)
+    np.testing.assert_allclose(parts["reconstruction"], z[f"out_{name}_rec"], atol=1e-5)
+    if train:
+        ours = {
+            "encoder_first": grads["encoder"]["layer_0"]["kernel"].T,
+            "codebook0": grads["codebooks"][0],
+            "decoder_last": grads["decoder"]["layer_2"]["kernel"].T,
+        }
+        for part, grad in ours.items():
+            np.testing.assert_allclose(grad, z[f"out_{name}_grad_{part}"], atol=1e-4)
+
+
+def mmgrec(z, prefix: str, arrays) -> dict:
+    """MMGRec's parameters, or with prefix `out_grad` their gradients, under our names."""
+
+    def dense(side, i):
+        name = f"{prefix}_{side}_{2 * i}"
+        return {"kernel": arrays[f"{name}_weight"].T, "bias": arrays[f"{name}_bias"]}
+
+    mlps = {s: {f"layer_{i}": dense(s, i) for i in (0, 1)} for s in ("encoder", "decoder")}
+    books = np.stack([arrays[f"{prefix}_vq_embedding_{i}_weight"] for i in (1, 2, 3)])
+    return {**mlps, "codebooks": books}
+
+
+@HIGHEST
+def test_mmgrec_quantiser():
+    z = np.load(FIXTURES / "mmgrec_rqvae_tiny.npz")
+    module = RQVAE(12, (10,), 4, 3, 9, "residual", "sigmoid")
+
+    def objective(params):
+        out = module.apply({"params": params}, jnp.asarray(z["x"]), True)
+        loss, parts = rqvae_loss(out, z["x"], mean=True)
+        return loss, (out, parts)
+
+    params = jax.tree.map(jnp.asarray, mmgrec(z, "p", z))
+    (loss, (out, parts)), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
+    np.testing.assert_array_equal(out["codes"], z["out_ids"])
+    np.testing.assert_allclose(out["x_hat"], z["out_x_hat"], atol=1e-5)
+    expected = {"reconstruction": "rec", "codebook": "embedding_loss"}
+    for ours, theirs in (expected | {"commitment": "commitment_loss"}).items():
+        np.testing.assert_allclose(parts[ours], z[f"out_{theirs}"], atol=1e-5)
+    np.testing.assert_allclose(loss, z["out_loss"], atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, mmgrec(z, "out_grad", z)
+    )
+
+
+def test_usage_of_known_codes():
+    codes = jnp.asarray([[0, 3], [1, 3], [2, 3], [3, 3]])
+    seen = usage(codes, 4)
+    np.testing.assert_array_equal(seen["used"], [4, 1])
+    np.testing.assert_allclose(seen["perplexity"], [4, 1], rtol=1e-6)
+    np.testing.assert_array_equal(seen["largest"], [1, 4])
+    np.testing.assert_array_equal(collapsed(jnp.tile(codes, (8, 1)), 32), [False, True])
+
+
+def test_a_balanced_assignment_has_equal_shares_and_stays_finite():
+    x = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+    distances = jnp.asarray(((x[:, None] - x[None, :4]) ** 2).sum(2))
+    log_q = jax.jit(balanced, static_argnums=2)(distances, 0.05, 300)
+    np.testing.assert_allclose(jnp.exp(log_q).sum(1), np.full(64, 1 / 64), rtol=1e-4)
+    np.testing.assert_allclose(jnp.exp(log_q).sum(0), np.full(4, 1 / 4), rtol=1e-2)
+    sharp = jax.jit(balanced)(distances)
+    assert np.isfinite(np.asarray(sharp)).all()
+    before, after = (
+        np.bincount(c, minlength=4).max() for c in (distances.argmin(1), sharp.argmax(1))
+    )
+    assert after < before
+
+
+X = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+
+
+def test_training_starts_from_k_means_revives_dead_codes_and_learns():
+    module = RQVAE(6, (8,), 3, 2, 8, balance=0.05)
+    params, history = fit_rqvae(module, X, epochs=12, batch=32, rate=1e-2, reset_every=4)
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    assert history[0]["used"].min() >= 7  # k-means leaves hardly a code unused
+    away = {**params, "codebooks": params["codebooks"].at[:, :6].set(100.0)}
+    count = jax.jit(lambda p: usage(module.apply({"params": p}, X)["codes"], 8)["used"])
+    assert count(away).max() <= 2
+    revived = reset_dead(module, away, X, jax.random.key(0))
+    assert count(revived).min() >= 6
+    np.testing.assert_array_equal(revived["codebooks"][:, 6:], away["codebooks"][:, 6:])
+    again = start_by_kmeans(module, away, X, jax.random.key(1))
+    assert count(again).min() >= 7
+
+
+def test_errors_teach():
+    with pytest.raises(ValueError, match="choose size <= 64"):
+        fit_rqvae(RQVAE(6), X)
+    with pytest.raises(ValueError, match="expected ste, rotation, residual"):
+        RQVAE(6, gradient="gumbel").init(jax.random.key(0), X)
