@@ -1,0 +1,17 @@
+"""Tables from published names to ours, one file a source family; data only."""
+
+from checkpoints.maps.bert import BERT
+from checkpoints.maps.contrastive import CONTRASTIVE
+from checkpoints.maps.family import Rules
+from checkpoints.maps.vision import DINOV2, VIT
+
+# The `model_type` of a config.json -> its table.
+MAPS: dict[str, Rules] = {
+    "bert": BERT,
+    "clip": CONTRASTIVE,
+    "dinov2": DINOV2,
+    "roberta": BERT,
+    "siglip": CONTRASTIVE,
+    "vit": VIT,
+    "xlm-roberta": BERT,
+}

@@ -1,0 +1,1 @@
+"""Encoders of raw content, one file a modality, shaped so that published weights map onto them."""

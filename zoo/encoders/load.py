@@ -1,0 +1,83 @@
+"""A published encoder from its folder: config.json, safetensors, and the functions to call."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from checkpoints.convert import convert, rules_of, tensor_names
+from zoo.encoders.published import towers
+
+Array = jax.Array
+Outputs = dict[str, Array]
+
+
+class Encoder(NamedTuple):
+    """Towers by modality ("text", "image"), and their parameters under the same names.
+
+    apply["text"](params, ids int[b,l], mask bool[b,l]) and apply["image"](params, pixels
+    float[b,h,w,c]) return the dict of what the tower computes, `pooled` [b,d] in it. Pure
+    functions: jit, grad and adaptation by parameter names work on them. `params` of CLIP and
+    SigLIP also has logit_scale (its logarithm) and logit_bias.
+    """
+
+    modules: dict[str, Any]
+    params: dict[str, Any]
+    config: dict[str, Any]
+    apply: dict[str, Callable[..., Outputs]]
+
+
+def encoder(path: str | Path, **stack: Any) -> Encoder:
+    """The encoder in a folder of config.json and safetensors, as Hugging Face lays it out.
+
+    `stack` are fields of EncoderStack: dtype, dropout, scan, remat. Parameters are float32 numpy
+    arrays. Raises ValueError naming the file, what was expected and what was found.
+    """
+    folder = Path(path)
+    config = read_config(folder)
+    rules = rules_of(config.get("model_type"))
+    pooler = any("pooler.dense" in name for name in tensor_names(folder))
+    modules = towers(config, pooler=pooler, **stack)
+    params = convert(folder, rules, shapes(modules)).params
+    return Encoder(modules, params, config, {m: _apply(m, one) for m, one in modules.items()})
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed config.json. Raises ValueError naming the file."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no config.json: expected a folder of a published model.")
+    try:
+        config = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: expected JSON: {error}. Fetch it again.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file}: expected a JSON object, found {type(config).__name__}.")
+    return config
+
+
+def shapes(modules: dict[str, Any]) -> dict[str, Any]:
+    """The parameters' shapes of towers, and of the scale of CLIP and SigLIP, without computing."""
+    tree = {name: _shapes(name, module) for name, module in modules.items()}
+    if len(modules) > 1:
+        names = ["logit_scale"] + ["logit_bias"] * modules["text"].projection_bias
+        tree |= {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
+    return tree
+
+
+def _shapes(modality: str, module: Any) -> dict[str, Any]:
+    inputs = {
+        "text": lambda: (jnp.ones((1, 2), jnp.int32), jnp.ones((1, 2), bool)),
+        "image": lambda: (jnp.zeros((1, module.image, module.image, 3)),),
+    }[modality]()
+    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+
+
+def _apply(modality: str, module: Any) -> Callable[..., Outputs]:
+    def apply(params: Any, *inputs: Array, **options: Any) -> Outputs:
+        return module.apply({"params": params[modality]}, *inputs, **options)
+
+    return apply

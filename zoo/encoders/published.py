@@ -1,0 +1,171 @@
+"""The config.json of a published encoder as our modules. Numbers it leaves out are its family's."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from zoo.encoders.blocks import ACTIVATIONS, EncoderStack
+from zoo.encoders.image import VisionTransformer
+from zoo.encoders.text import Bert, ContrastiveText
+
+Config = Mapping[str, Any]
+Towers = dict[str, Any]  # modality -> Linen module
+
+TRANSFORMER = dict(
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    hidden_act="gelu",
+    layer_norm_eps=1e-12,
+)
+BERT = TRANSFORMER | dict(vocab_size=30522, max_position_embeddings=512, type_vocab_size=2)
+ROBERTA = BERT | dict(vocab_size=50265, pad_token_id=1)
+VIT = TRANSFORMER | dict(image_size=224, patch_size=16, num_channels=3, qkv_bias=True)
+DINOV2 = VIT | dict(patch_size=14, layer_norm_eps=1e-6, mlp_ratio=4, use_swiglu_ffn=False)
+CLIP = TRANSFORMER | dict(hidden_act="quick_gelu", layer_norm_eps=1e-5)
+CLIP_TEXT = CLIP | dict(
+    hidden_size=512,
+    num_attention_heads=8,
+    intermediate_size=2048,
+    vocab_size=49408,
+    max_position_embeddings=77,
+    eos_token_id=49407,
+)
+CLIP_IMAGE = CLIP | dict(image_size=224, patch_size=32, num_channels=3)
+SIGLIP = TRANSFORMER | dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
+SIGLIP_TEXT = SIGLIP | dict(vocab_size=32000, max_position_embeddings=64)
+SIGLIP_IMAGE = SIGLIP | dict(image_size=224, patch_size=16, num_channels=3, vision_use_head=True)
+
+
+def towers(config: Config, pooler: bool = True, **stack: Any) -> Towers:
+    """The modules of a config.json, by modality.
+
+    Args:
+      config: the parsed file.
+      pooler: BERT, RoBERTa, ViT: whether the weights have the pooler's.
+      stack: fields of EncoderStack: dtype, dropout, scan, remat.
+
+    Raises ValueError for an architecture, or an option of one, that is not there.
+    """
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"model_type {model_type!r} in config.json is not among {', '.join(sorted(FAMILIES))}."
+        )
+    return FAMILIES[model_type](config, pooler, stack)
+
+
+def _stack(c: Config, extra: dict[str, Any], **fields: Any) -> EncoderStack:
+    if c["hidden_act"] not in ACTIVATIONS:
+        raise ValueError(
+            f"hidden_act {c['hidden_act']!r} in config.json is not among {sorted(ACTIVATIONS)}."
+        )
+    sizes = dict(
+        layers=c["num_hidden_layers"],
+        heads=c["num_attention_heads"],
+        inner=c["intermediate_size"],
+        activation=c["hidden_act"],
+        epsilon=c["layer_norm_eps"],
+    )
+    return EncoderStack(**(sizes | fields | extra))
+
+
+def _refuse(c: Config, **expected: Any) -> None:
+    """Raise ValueError where the file asks for a variant that these modules do not have."""
+    for name, value in expected.items():
+        if c.get(name, value) != value:
+            raise ValueError(
+                f"{name}={c[name]!r} in config.json: only {value!r} is supported for "
+                f"model_type {c.get('model_type')!r}."
+            )
+
+
+def _bert(config: Config, pooler: bool, extra: dict, default: Config, offset: bool) -> Towers:
+    c = default | dict(config)
+    _refuse(c, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
+    module = Bert(
+        vocabulary=c["vocab_size"],
+        positions=c["max_position_embeddings"],
+        types=c["type_vocab_size"],
+        width=c["hidden_size"],
+        stack=_stack(c, extra, kind="post"),
+        pad_id=c["pad_token_id"] if offset else None,
+        pooler=pooler,
+    )
+    return {"text": module}
+
+
+def _vit(config: Config, pooler: bool, extra: dict) -> Towers:
+    c = VIT | dict(config)
+    _refuse(
+        c, num_channels=3, qkv_bias=True, pooler_act="tanh", pooler_output_size=c["hidden_size"]
+    )
+    return {"image": _image(c, _stack(c, extra), pooling="pooler" if pooler else "cls")}
+
+
+def _dinov2(config: Config, pooler: bool, extra: dict) -> Towers:
+    c = DINOV2 | dict(config)
+    _refuse(c, num_channels=3, qkv_bias=True, use_swiglu_ffn=False)
+    inner = int(c["hidden_size"] * c["mlp_ratio"])
+    return {"image": _image(c, _stack(c, extra, inner=inner, layer_scale=True))}
+
+
+def _image(c: Config, stack: EncoderStack, **fields: Any) -> VisionTransformer:
+    return VisionTransformer(
+        image=c["image_size"], patch=c["patch_size"], width=c["hidden_size"], stack=stack, **fields
+    )
+
+
+def _text(c: Config, stack: EncoderStack, **fields: Any) -> ContrastiveText:
+    return ContrastiveText(
+        vocabulary=c["vocab_size"],
+        positions=c["max_position_embeddings"],
+        width=c["hidden_size"],
+        stack=stack,
+        **fields,
+    )
+
+
+def _clip(config: Config, pooler: bool, extra: dict) -> Towers:
+    t, v = CLIP_TEXT | dict(config["text_config"]), CLIP_IMAGE | dict(config["vision_config"])
+    _refuse(v, num_channels=3)
+    width = config.get("projection_dim", 512)
+    # The first release wrote 2 for the end of text, which is not it: the largest id is.
+    pooling = "largest" if t["eos_token_id"] == 2 else "eos"
+    text = _text(t, _stack(t, extra), pooling=pooling, eos_id=t["eos_token_id"], projection=width)
+    image = _image(
+        v,
+        _stack(v, extra),
+        patch_bias=False,
+        first_norm=True,
+        tokens_normed=False,
+        projection=width,
+    )
+    return {"text": text, "image": image}
+
+
+def _siglip(config: Config, pooler: bool, extra: dict) -> Towers:
+    t, v = SIGLIP_TEXT | dict(config["text_config"]), SIGLIP_IMAGE | dict(config["vision_config"])
+    _refuse(v, num_channels=3, vision_use_head=True)
+    width = t.get("projection_size", t["hidden_size"])
+    text = _text(
+        t,
+        _stack(t, extra),
+        causal=False,
+        pooling="last",
+        projection=width,
+        projection_bias=True,
+    )
+    image = _image(v, _stack(v, extra), class_token=False, pooling="attention")
+    return {"text": text, "image": image}
+
+
+FAMILIES: dict[str, Callable[[Config, bool, dict], Towers]] = {
+    "bert": lambda c, pooler, extra: _bert(c, pooler, extra, BERT, offset=False),
+    "clip": _clip,
+    "dinov2": _dinov2,
+    "roberta": lambda c, pooler, extra: _bert(c, pooler, extra, ROBERTA, offset=True),
+    "siglip": _siglip,
+    "vit": _vit,
+    "xlm-roberta": lambda c, pooler, extra: _bert(c, pooler, extra, ROBERTA, offset=True),
+}
