@@ -18,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from zoo.kmeans import kmeans, nearest, sample, squared_distances
@@ -189,6 +190,7 @@ def fit_rqvae(
         raise ValueError(
             f"{len(x)} items cannot start {module.size} codes by k-means: choose size <= {len(x)}."
         )
+    x = jnp.asarray(x, jnp.float32)
     first, start, key = jax.random.split(jax.random.key(seed), 3)
     params = jax.jit(module.init)(first, x[:1])["params"]
     params = start_by_kmeans(module, params, x, start)
@@ -201,9 +203,9 @@ def fit_rqvae(
             params = reset_dead(module, params, x, reset)
         params, state, metrics = epoch(params, state, x, order)
         history.append(jax.device_get(metrics))
-        if not jnp.isfinite(metrics["loss"]):
+        if not np.isfinite(history[-1]["loss"]):
             raise FloatingPointError(
-                f"RQ-VAE: the loss of epoch {i} is {metrics['loss']}: lower rate (now {rate}), "
+                f"RQ-VAE: the loss of epoch {i} is {history[-1]['loss']}: lower rate (now {rate}), "
                 "and standardise the vectors."
             )
     return params, history
