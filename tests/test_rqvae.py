@@ -133,7 +133,9 @@ def test_training_starts_from_k_means_revives_dead_codes_and_learns():
 def test_errors_teach():
     with pytest.raises(ValueError, match="choose size <= 64"):
         fit_rqvae(RQVAE(6), X)
-    with pytest.raises(FloatingPointError, match="the loss of epoch 0 is inf: lower rate"):
+    with pytest.raises(ValueError, match="64 of 64 item vectors hold NaN"):
+        fit_rqvae(RQVAE(6, size=8), X * np.nan)
+    with pytest.raises(FloatingPointError, match="the loss of epoch 0 is (inf|nan): lower rate"):
         fit_rqvae(RQVAE(6, (8,), 3, 2, 8, balance=0.05), X * 1e30, epochs=1, batch=32)
     with pytest.raises(ValueError, match="expected ste, rotation, residual"):
         RQVAE(6, gradient="gumbel").init(jax.random.key(0), X)

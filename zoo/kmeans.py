@@ -7,11 +7,27 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Array = jax.Array
 STARTS = ("plusplus", "sample")
 BLOCK_ELEMENTS = 8_000_000  # distances held at once: 32 MB
+
+
+def check_vectors(x: np.ndarray, size: int = 1) -> None:
+    """Raise ValueError unless item vectors x [n,d] are finite and at least `size` of them."""
+    bad = np.flatnonzero(~np.isfinite(np.asarray(x)).all(1))
+    if len(bad):
+        raise ValueError(
+            f"{len(bad)} of {len(x)} item vectors hold NaN or infinity, the first in row {bad[0]}: "
+            "leave items without content out, or repair their features."
+        )
+    if len(x) < size:
+        raise ValueError(
+            f"{len(x)} items cannot fill a codebook of {size} codes: choose size <= {len(x)}, or "
+            "fit on a larger catalogue and encode these items with it."
+        )
 
 
 def squared_distances(x: Array, codebook: Array) -> Array:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from zoo.kmeans import kmeans, lloyd, nearest, squared_distances
+from zoo.kmeans import check_vectors, kmeans, lloyd, nearest, squared_distances
 
 Array = jax.Array
 
@@ -69,7 +69,7 @@ def decode(quantiser: Quantiser, codes: np.ndarray) -> Array:
 
 def standard(quantiser: Quantiser, x: np.ndarray) -> Array:
     """float32 [n,d]: the quantiser's own view of vectors x. Raises ValueError for NaN."""
-    _finite(x)
+    check_vectors(x)
     return (jnp.asarray(x, jnp.float32) - quantiser.shift[None]) / quantiser.scale[None]
 
 
@@ -162,25 +162,11 @@ def _keys(seed: int, n: int) -> Iterator[Array]:
 
 def _prepared(x: np.ndarray, size: int, standardise: bool) -> tuple[Array, Array, Array]:
     """Rows in an order of their own, so that sampling does not depend on the caller's."""
-    _finite(x)
+    check_vectors(x, size)
     x = np.asarray(x, np.float32)
-    if len(x) < size:
-        raise ValueError(
-            f"{len(x)} items cannot fill a codebook of {size} codes: choose size <= {len(x)}, or "
-            "fit on a larger catalogue and encode these items with it."
-        )
     x = x[np.lexsort(x.T)]
     shift = x.mean(0, dtype=np.float64) if standardise else np.zeros(x.shape[1])
     scale = x.std(0, dtype=np.float64) if standardise else np.ones(x.shape[1])
     scale = np.where(scale > 1e-6, scale, 1.0)
     shift, scale = jnp.asarray(shift, jnp.float32), jnp.asarray(scale, jnp.float32)
     return (jnp.asarray(x) - shift[None]) / scale[None], shift, scale
-
-
-def _finite(x: np.ndarray) -> None:
-    bad = np.flatnonzero(~np.isfinite(np.asarray(x)).all(1))
-    if len(bad):
-        raise ValueError(
-            f"{len(bad)} of {len(x)} item vectors hold NaN or infinity, the first in row {bad[0]}: "
-            "leave items without content out, or repair their features."
-        )

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from zoo.kmeans import kmeans, nearest, sample, squared_distances
+from zoo.kmeans import check_vectors, kmeans, nearest, sample, squared_distances
 from zoo.optim import optimizer
 from zoo.sinkhorn import balanced
 
@@ -183,13 +183,10 @@ def fit_rqvae(
 
     AdamW in whole batches (rows left over wait for another epoch's order). Dead codes are reset
     every `reset_every` epochs (0: never) during the first `reset_until` of them. Raises ValueError
-    for fewer rows than codes, and FloatingPointError, naming the epoch, when the loss is not
-    finite.
+    for NaN and for fewer rows than codes, FloatingPointError, naming the epoch, when the loss is
+    not finite.
     """
-    if len(x) < module.size:
-        raise ValueError(
-            f"{len(x)} items cannot start {module.size} codes by k-means: choose size <= {len(x)}."
-        )
+    check_vectors(x, module.size)
     x = jnp.asarray(x, jnp.float32)
     first, start, key = jax.random.split(jax.random.key(seed), 3)
     params = jax.jit(module.init)(first, x[:1])["params"]
