@@ -52,6 +52,7 @@ KINDS: dict[str, dict[str, tuple[str, Transform]]] = {
     "patch": {r"\.weight": ("/kernel", _patch), r"\.bias": ("/bias", _same)},
     "array": {"": ("", np.squeeze)},  # [1,1,d] is d
     "any": {"": ("", _same)},
+    "zeros": {},  # no tensor: fills what the source does without
 }
 
 
@@ -88,6 +89,7 @@ def convert(folder: str | Path, rules: Rules, shapes: Mapping[str, Any]) -> Conv
                     ignored.append(name)
                 else:
                     filling.take(name, file, *found)
+    filling.zero([to for _, to, kind in rules if kind == "zeros"])
     faults = filling.faults + filling.unfilled()
     if faults:
         raise ConvertError(
@@ -161,6 +163,13 @@ class _Filling:
         if path not in self.arrays:
             self.arrays[path] = np.empty(self.want[path].shape, self.want[path].dtype)
         self.arrays[path][... if layer is None else layer] = x.reshape(shape)
+
+    def zero(self, patterns: list[str]) -> None:
+        """Fill with zeros what no tensor filled and a pattern names."""
+        for path, leaf in self.want.items():
+            if path not in self.rows and any(re.fullmatch(one, path) for one in patterns):
+                self.arrays[path] = np.zeros(leaf.shape, leaf.dtype)
+                self.rows[path] = set(range(leaf.shape[0]))
 
     def unfilled(self) -> list[str]:
         """A line for each of our parameters that is empty, or has layers that are."""

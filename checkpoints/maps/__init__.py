@@ -3,15 +3,20 @@
 from checkpoints.maps.bert import BERT
 from checkpoints.maps.contrastive import CONTRASTIVE
 from checkpoints.maps.family import Rules
+from checkpoints.maps.sound import AST, WHISPER
+from checkpoints.maps.video import VIDEOMAE
 from checkpoints.maps.vision import DINOV2, VIT
 
 # The `model_type` of a config.json -> its table.
 MAPS: dict[str, Rules] = {
+    "audio-spectrogram-transformer": AST,
     "bert": BERT,
     "clip": CONTRASTIVE,
     "dinov2": DINOV2,
     "roberta": BERT,
     "siglip": CONTRASTIVE,
+    "videomae": VIDEOMAE,
     "vit": VIT,
+    "whisper": WHISPER,
     "xlm-roberta": BERT,
 }

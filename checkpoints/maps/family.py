@@ -4,7 +4,8 @@ A rule is (pattern, destination, kind). The pattern matches the whole name of a 
 without ".weight" or ".bias"; the destination is our path, "a/b/c", with the groups of the pattern
 (\\1); several paths share a packed tensor in equal parts; None is for what no encoder needs. The
 kind says what the module's tensors become (KINDS in checkpoints/convert.py). First match wins; a
-tensor without a rule is an error.
+tensor without a rule is an error. The kind "zeros" is of no tensor: its destination is a regex of
+our paths that the source does without, where zeros are the same.
 """
 
 Rule = tuple[str, str | tuple[str, ...] | None, str]

@@ -92,6 +92,10 @@ class VisionTransformer(nn.Module):
     pooling: str = "cls"
     projection: int | None = None
 
+    def example(self) -> tuple[Array, ...]:
+        """Inputs of one black picture."""
+        return (jnp.zeros((1, self.image, self.image, 3)),)
+
     @nn.compact
     def __call__(self, pixels: Array, train: bool = False) -> Outputs:
         """pixels float[b,h,w,c]."""

@@ -1,6 +1,7 @@
 """A published encoder from its folder: config.json, safetensors, and the functions to call."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +17,16 @@ Outputs = dict[str, Array]
 
 
 class Encoder(NamedTuple):
-    """Towers by modality ("text", "image"), and their parameters under the same names.
+    """Towers by modality, and their parameters under the same names.
 
-    apply["text"](params, ids int[b,l], mask bool[b,l]) and apply["image"](params, pixels
-    float[b,h,w,c]) return the dict of what the tower computes, `pooled` [b,d] in it. Pure
-    functions: jit, grad and adaptation by parameter names work on them. `params` of CLIP and
-    SigLIP also has logit_scale (its logarithm) and logit_bias.
+    apply["text"](params, ids int[b,l], mask bool[b,l])
+    apply["image"](params, pixels float[b,h,w,c])
+    apply["audio"](params, mel float[b,time,bands])
+    apply["video"](params, pixels float[b,t,h,w,c])
+
+    return the dict of what the tower computes, `pooled` [b,d] in it. Pure functions: jit, grad
+    and adaptation by parameter names work on them. `params` of CLIP and SigLIP also has
+    logit_scale (its logarithm) and of SigLIP logit_bias.
     """
 
     modules: dict[str, Any]
@@ -39,8 +44,8 @@ def encoder(path: str | Path, **stack: Any) -> Encoder:
     folder = Path(path)
     config = read_config(folder)
     rules = rules_of(config.get("model_type"))
-    pooler = any("pooler.dense" in name for name in tensor_names(folder))
-    modules = towers(config, pooler=pooler, **stack)
+    head = any(re.search(r"pooler\.dense|fc_norm", name) for name in tensor_names(folder))
+    modules = towers(config, head=head, **stack)
     params = convert(folder, rules, shapes(modules)).params
     return Encoder(modules, params, config, {m: _apply(m, one) for m, one in modules.items()})
 
@@ -61,19 +66,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def shapes(modules: dict[str, Any]) -> dict[str, Any]:
     """The parameters' shapes of towers, and of the scale of CLIP and SigLIP, without computing."""
-    tree = {name: _shapes(name, module) for name, module in modules.items()}
+    tree = {name: _shapes(module) for name, module in modules.items()}
     if len(modules) > 1:
         names = ["logit_scale"] + ["logit_bias"] * modules["text"].projection_bias
         tree |= {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
     return tree
 
 
-def _shapes(modality: str, module: Any) -> dict[str, Any]:
-    inputs = {
-        "text": lambda: (jnp.ones((1, 2), jnp.int32), jnp.ones((1, 2), bool)),
-        "image": lambda: (jnp.zeros((1, module.image, module.image, 3)),),
-    }[modality]()
-    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+def _shapes(module: Any) -> dict[str, Any]:
+    return jax.eval_shape(module.init, jax.random.key(0), *module.example())["params"]
 
 
 def _apply(modality: str, module: Any) -> Callable[..., Outputs]:

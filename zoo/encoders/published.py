@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from zoo.encoders.audio import SpectrogramTransformer, WhisperEncoder
 from zoo.encoders.blocks import ACTIVATIONS, EncoderStack
 from zoo.encoders.image import VisionTransformer
 from zoo.encoders.text import Bert, ContrastiveText
+from zoo.encoders.video import VideoMAE
 
 Config = Mapping[str, Any]
 Towers = dict[str, Any]  # modality -> Linen module
@@ -32,17 +34,34 @@ CLIP_TEXT = CLIP | dict(
     eos_token_id=49407,
 )
 CLIP_IMAGE = CLIP | dict(image_size=224, patch_size=32, num_channels=3)
+AST = TRANSFORMER | dict(
+    patch_size=16,
+    frequency_stride=10,
+    time_stride=10,
+    max_length=1024,
+    num_mel_bins=128,
+)
+VIDEOMAE = VIT | dict(num_frames=16, tubelet_size=2, qv_bias=True, use_mean_pooling=True)
+WHISPER = dict(
+    d_model=384,
+    encoder_layers=4,
+    encoder_attention_heads=6,
+    encoder_ffn_dim=1536,
+    activation_function="gelu",
+    num_mel_bins=80,
+    max_source_positions=1500,
+)
 SIGLIP = TRANSFORMER | dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
 SIGLIP_TEXT = SIGLIP | dict(vocab_size=32000, max_position_embeddings=64)
 SIGLIP_IMAGE = SIGLIP | dict(image_size=224, patch_size=16, num_channels=3, vision_use_head=True)
 
 
-def towers(config: Config, pooler: bool = True, **stack: Any) -> Towers:
+def towers(config: Config, head: bool = True, **stack: Any) -> Towers:
     """The modules of a config.json, by modality.
 
     Args:
       config: the parsed file.
-      pooler: BERT, RoBERTa, ViT: whether the weights have the pooler's.
+      head: whether the weights have the pooler of BERT, RoBERTa or ViT, VideoMAE's fc_norm.
       stack: fields of EncoderStack: dtype, dropout, scan, remat.
 
     Raises ValueError for an architecture, or an option of one, that is not there.
@@ -52,7 +71,7 @@ def towers(config: Config, pooler: bool = True, **stack: Any) -> Towers:
         raise ValueError(
             f"model_type {model_type!r} in config.json is not among {', '.join(sorted(FAMILIES))}."
         )
-    return FAMILIES[model_type](config, pooler, stack)
+    return FAMILIES[model_type](config, head, stack)
 
 
 def _stack(c: Config, extra: dict[str, Any], **fields: Any) -> EncoderStack:
@@ -80,7 +99,7 @@ def _refuse(c: Config, **expected: Any) -> None:
             )
 
 
-def _bert(config: Config, pooler: bool, extra: dict, default: Config, offset: bool) -> Towers:
+def _bert(config: Config, head: bool, extra: dict, default: Config, offset: bool) -> Towers:
     c = default | dict(config)
     _refuse(c, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     module = Bert(
@@ -90,20 +109,20 @@ def _bert(config: Config, pooler: bool, extra: dict, default: Config, offset: bo
         width=c["hidden_size"],
         stack=_stack(c, extra, kind="post"),
         pad_id=c["pad_token_id"] if offset else None,
-        pooler=pooler,
+        pooler=head,
     )
     return {"text": module}
 
 
-def _vit(config: Config, pooler: bool, extra: dict) -> Towers:
+def _vit(config: Config, head: bool, extra: dict) -> Towers:
     c = VIT | dict(config)
     _refuse(
         c, num_channels=3, qkv_bias=True, pooler_act="tanh", pooler_output_size=c["hidden_size"]
     )
-    return {"image": _image(c, _stack(c, extra), pooling="pooler" if pooler else "cls")}
+    return {"image": _image(c, _stack(c, extra), pooling="pooler" if head else "cls")}
 
 
-def _dinov2(config: Config, pooler: bool, extra: dict) -> Towers:
+def _dinov2(config: Config, head: bool, extra: dict) -> Towers:
     c = DINOV2 | dict(config)
     _refuse(c, num_channels=3, qkv_bias=True, use_swiglu_ffn=False)
     inner = int(c["hidden_size"] * c["mlp_ratio"])
@@ -126,7 +145,7 @@ def _text(c: Config, stack: EncoderStack, **fields: Any) -> ContrastiveText:
     )
 
 
-def _clip(config: Config, pooler: bool, extra: dict) -> Towers:
+def _clip(config: Config, head: bool, extra: dict) -> Towers:
     t, v = CLIP_TEXT | dict(config["text_config"]), CLIP_IMAGE | dict(config["vision_config"])
     _refuse(v, num_channels=3)
     width = config.get("projection_dim", 512)
@@ -144,7 +163,7 @@ def _clip(config: Config, pooler: bool, extra: dict) -> Towers:
     return {"text": text, "image": image}
 
 
-def _siglip(config: Config, pooler: bool, extra: dict) -> Towers:
+def _siglip(config: Config, head: bool, extra: dict) -> Towers:
     t, v = SIGLIP_TEXT | dict(config["text_config"]), SIGLIP_IMAGE | dict(config["vision_config"])
     _refuse(v, num_channels=3, vision_use_head=True)
     width = t.get("projection_size", t["hidden_size"])
@@ -160,12 +179,65 @@ def _siglip(config: Config, pooler: bool, extra: dict) -> Towers:
     return {"text": text, "image": image}
 
 
+def _ast(config: Config, head: bool, extra: dict) -> Towers:
+    c = AST | dict(config)
+    _refuse(c, qkv_bias=True)
+    module = SpectrogramTransformer(
+        frames=c["max_length"],
+        bands=c["num_mel_bins"],
+        patch=c["patch_size"],
+        stride=(c["frequency_stride"], c["time_stride"]),
+        width=c["hidden_size"],
+        stack=_stack(c, extra),
+    )
+    return {"audio": module}
+
+
+def _whisper(config: Config, head: bool, extra: dict) -> Towers:
+    c = WHISPER | dict(config)
+    _refuse(c, scale_embedding=False)
+    sizes = dict(
+        num_hidden_layers=c["encoder_layers"],
+        num_attention_heads=c["encoder_attention_heads"],
+        intermediate_size=c["encoder_ffn_dim"],
+        hidden_act=c["activation_function"],
+        layer_norm_eps=1e-5,
+    )
+    module = WhisperEncoder(
+        positions=c["max_source_positions"],
+        bands=c["num_mel_bins"],
+        width=c["d_model"],
+        activation=c["activation_function"],
+        stack=_stack(sizes, extra),
+    )
+    return {"audio": module}
+
+
+def _videomae(config: Config, head: bool, extra: dict) -> Towers:
+    c = VIDEOMAE | dict(config)
+    _refuse(c, num_channels=3, qv_bias=True)
+    module = VideoMAE(
+        frames=c["num_frames"],
+        image=c["image_size"],
+        patch=c["patch_size"],
+        tube=c["tubelet_size"],
+        width=c["hidden_size"],
+        stack=_stack(c, extra),
+        norm=not c["use_mean_pooling"],
+        mean_norm=head,
+    )
+    return {"video": module}
+
+
 FAMILIES: dict[str, Callable[[Config, bool, dict], Towers]] = {
-    "bert": lambda c, pooler, extra: _bert(c, pooler, extra, BERT, offset=False),
+    "audio-spectrogram-transformer": _ast,
+    "bert": lambda c, head, extra: _bert(c, head, extra, BERT, offset=False),
     "clip": _clip,
     "dinov2": _dinov2,
-    "roberta": lambda c, pooler, extra: _bert(c, pooler, extra, ROBERTA, offset=True),
+    "roberta": lambda c, head, extra: _bert(c, head, extra, ROBERTA, offset=True),
     "siglip": _siglip,
+    "videomae": _videomae,
     "vit": _vit,
-    "xlm-roberta": lambda c, pooler, extra: _bert(c, pooler, extra, ROBERTA, offset=True),
+    "whisper": _whisper,
+    "xlm-roberta": lambda c, head, extra: _bert(c, head, extra, ROBERTA, offset=True),
 }

@@ -38,6 +38,10 @@ class Bert(nn.Module):
     pooling: str = "mean"
     normalize: bool = False
 
+    def example(self) -> tuple[Array, ...]:
+        """Inputs of one text."""
+        return jnp.ones((1, 2), jnp.int32), jnp.ones((1, 2), bool)
+
     @nn.compact
     def __call__(
         self, ids: Array, mask: Array, types: Array | None = None, train: bool = False
@@ -89,6 +93,10 @@ class ContrastiveText(nn.Module):
     eos_id: int = 49407
     projection: int | None = 512
     projection_bias: bool = False
+
+    def example(self) -> tuple[Array, ...]:
+        """Inputs of one text."""
+        return jnp.ones((1, 2), jnp.int32), jnp.ones((1, 2), bool)
 
     @nn.compact
     def __call__(self, ids: Array, mask: Array | None = None, train: bool = False) -> Outputs:
