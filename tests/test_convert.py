@@ -211,6 +211,37 @@ def test_a_missing_or_broken_config_is_an_error(tmp_path):
         encoder(tmp_path)
 
 
+def sentence(folder, *kinds: str, **modes: bool):
+    """hf_bert as Sentence Transformers keep it."""
+    config_of(folder)
+    modules = [{"type": f"sentence_transformers.models.{kind}"} for kind in kinds]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(modes | {"dimension": 32}))
+    return folder
+
+
+def test_pooling_of_sentence_transformers_is_read(tmp_path):
+    modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    module = encoder(sentence(tmp_path, "Transformer", "Pooling", "Normalize", **modes))
+    assert (module.modules["text"].pooling, module.modules["text"].normalize) == ("cls", True)
+    plain = encoder(BERT).modules["text"]
+    assert (plain.pooling, plain.normalize) == ("mean", False)
+
+
+@pytest.mark.parametrize(
+    "kinds, modes, message",
+    [
+        (["Transformer", "Pooling", "Dense"], {}, "supported, not.*Dense"),
+        (["Transformer", "Pooling"], {"pooling_mode_max_tokens": True}, "not.*max_tokens"),
+        (["Transformer", "Pooling"], {}, r"not \[\]"),
+    ],
+)
+def test_sentence_transformers_that_do_more_are_refused(tmp_path, kinds, modes, message):
+    with pytest.raises(ValueError, match=message):
+        encoder(sentence(tmp_path, *kinds, **modes))
+
+
 def test_variants_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match="use_swiglu_ffn=True.*only False.*'dinov2'"):
         towers({"model_type": "dinov2", "use_swiglu_ffn": True})

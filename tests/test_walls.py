@@ -13,9 +13,10 @@ FILES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
 # The doors see all three packages.
 DOORS = {"api", "arguments", "cli", "fitting", "serve", "quickstart", "quickstart_page"}
 DOORS |= {"prior", "reasons", "report", "settings", "load"}
-FLAX = {"layers", "items", "experts", "train", "blocks", "text", "image", "audio", "video", "rqvae"} | {
+FLAX = {"layers", "items", "experts", "train", "rqvae"} | {
     p.stem for p in (ROOT / "zoo/models").glob("*.py")
 }
+FLAX |= {"blocks", "text", "image", "audio", "video"}
 
 
 def imports(path: Path) -> set[str]:

@@ -39,29 +39,53 @@ def encoder(path: str | Path, **stack: Any) -> Encoder:
     """The encoder in a folder of config.json and safetensors, as Hugging Face lays it out.
 
     `stack` are fields of EncoderStack: dtype, dropout, scan, remat. Parameters are float32 numpy
-    arrays. Raises ValueError naming the file, what was expected and what was found.
+    arrays. Pooling and unit length are those of modules.json where the folder has one (Sentence
+    Transformers). Raises ValueError naming the file, what was expected and what was found.
     """
     folder = Path(path)
     config = read_config(folder)
     rules = rules_of(config.get("model_type"))
     head = any(re.search(r"pooler\.dense|fc_norm", name) for name in tensor_names(folder))
     modules = towers(config, head=head, **stack)
+    modules = {name: one.clone(**sentence_fields(folder)) for name, one in modules.items()}
     params = convert(folder, rules, shapes(modules)).params
     return Encoder(modules, params, config, {m: _apply(m, one) for m, one in modules.items()})
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The parsed config.json. Raises ValueError naming the file."""
-    file = folder / "config.json"
-    if not file.is_file():
+    if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json: expected a folder of a published model.")
+    return _read(folder / "config.json", dict)
+
+
+def sentence_fields(folder: Path) -> dict[str, Any]:
+    """`pooling` and `normalize` of Bert as modules.json has them; {} without that file.
+
+    Raises ValueError for what Bert does not have: another pooling, or a layer behind it.
+    """
+    file = folder / "modules.json"
+    if not file.is_file():
+        return {}
+    kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in _read(file, list)]
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise ValueError(f"{file}: Transformer, Pooling and Normalize are supported, not {kinds}.")
+    modes = _read(folder / "1_Pooling" / "config.json", dict)
+    chosen = [name for name, on in modes.items() if name.startswith("pooling_mode_") and on is True]
+    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    if len(chosen) != 1 or chosen[0] not in known:
+        raise ValueError(f"{folder}/1_Pooling/config.json: one of {list(known)}, not {chosen}.")
+    return {"pooling": known[chosen[0]], "normalize": "Normalize" in kinds}
+
+
+def _read(file: Path, kind: type) -> Any:
     try:
-        config = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: expected JSON: {error}. Fetch it again.") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file}: expected a JSON object, found {type(config).__name__}.")
-    return config
+    if not isinstance(value, kind):
+        raise ValueError(f"{file}: expected a JSON {kind.__name__}, found {type(value).__name__}.")
+    return value
 
 
 def shapes(modules: dict[str, Any]) -> dict[str, Any]:
