@@ -26,6 +26,13 @@ def test_whisper_encoder_is_the_published_one(scan):
     close(out["tokens"], expected["encoder_last_hidden_state"])
 
 
+def test_wav2vec2_is_the_published_one():
+    given, expected = published("hf_wav2vec2")
+    out = run(encoder(FIXTURES / "hf_wav2vec2"), "audio", given["input_values"])
+    close(out["features"], expected["extract_features"])
+    close(out["tokens"], expected["last_hidden_state"])
+
+
 def test_keys_without_a_bias_have_zeros():
     stack = encoder(FIXTURES / "hf_whisper").params["audio"]["stack"]
     assert not stack["block_0"]["attention"]["key"]["bias"].any()
@@ -64,6 +71,7 @@ def test_sinusoids_at_known_places():
         ("hf_ast", "audio", (1, 16, 24), r"expected \[b,24,16\]"),
         ("hf_whisper", "audio", (1, 26, 10), "a time of at most 24"),
         ("hf_whisper", "audio", (1, 10, 24), r"expected \[b,time,10\]"),
+        ("hf_wav2vec2", "audio", (1, 20), "20 samples are too short"),
         ("hf_videomae", "video", (1, 5, 16, 16, 3), "t divisible by 2"),
     ],
 )

@@ -3,7 +3,7 @@
 from checkpoints.maps.bert import BERT
 from checkpoints.maps.contrastive import CONTRASTIVE
 from checkpoints.maps.family import Rules
-from checkpoints.maps.sound import AST, WHISPER
+from checkpoints.maps.sound import AST, WAV2VEC2, WHISPER
 from checkpoints.maps.video import VIDEOMAE
 from checkpoints.maps.vision import DINOV2, VIT
 
@@ -17,6 +17,7 @@ MAPS: dict[str, Rules] = {
     "siglip": CONTRASTIVE,
     "videomae": VIDEOMAE,
     "vit": VIT,
+    "wav2vec2": WAV2VEC2,
     "whisper": WHISPER,
     "xlm-roberta": BERT,
 }

@@ -21,7 +21,7 @@ class Encoder(NamedTuple):
 
     apply["text"](params, ids int[b,l], mask bool[b,l])
     apply["image"](params, pixels float[b,h,w,c])
-    apply["audio"](params, mel float[b,time,bands])
+    apply["audio"](params, mel float[b,time,bands] or, of Wav2Vec2, wave float[b,samples])
     apply["video"](params, pixels float[b,t,h,w,c])
 
     return the dict of what the tower computes, `pooled` [b,d] in it. Pure functions: jit, grad

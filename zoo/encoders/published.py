@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from zoo.encoders.audio import SpectrogramTransformer, WhisperEncoder
+from zoo.encoders.audio import SpectrogramTransformer, Wav2Vec2, WhisperEncoder
 from zoo.encoders.blocks import ACTIVATIONS, EncoderStack
 from zoo.encoders.image import VisionTransformer
 from zoo.encoders.text import Bert, ContrastiveText
@@ -50,6 +50,15 @@ WHISPER = dict(
     activation_function="gelu",
     num_mel_bins=80,
     max_source_positions=1500,
+)
+WAV2VEC2 = TRANSFORMER | dict(
+    layer_norm_eps=1e-5,
+    conv_kernel=(10, 3, 3, 3, 3, 2, 2),
+    conv_stride=(5, 2, 2, 2, 2, 2, 2),
+    conv_dim=(512,) * 7,
+    feat_extract_activation="gelu",
+    num_conv_pos_embeddings=128,
+    num_conv_pos_embedding_groups=16,
 )
 SIGLIP = TRANSFORMER | dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
 SIGLIP_TEXT = SIGLIP | dict(vocab_size=32000, max_position_embeddings=64)
@@ -213,6 +222,23 @@ def _whisper(config: Config, head: bool, extra: dict) -> Towers:
     return {"audio": module}
 
 
+def _wav2vec2(config: Config, head: bool, extra: dict) -> Towers:
+    c = WAV2VEC2 | dict(config)
+    _refuse(c, feat_extract_norm="group", do_stable_layer_norm=False, conv_bias=False)
+    _refuse(c, add_adapter=False, feat_extract_activation=c["hidden_act"])
+    module = Wav2Vec2(
+        kernels=tuple(c["conv_kernel"]),
+        strides=tuple(c["conv_stride"]),
+        channels=tuple(c["conv_dim"]),
+        activation=c["hidden_act"],
+        position_kernel=c["num_conv_pos_embeddings"],
+        position_groups=c["num_conv_pos_embedding_groups"],
+        width=c["hidden_size"],
+        stack=_stack(c, extra, kind="post"),
+    )
+    return {"audio": module}
+
+
 def _videomae(config: Config, head: bool, extra: dict) -> Towers:
     c = VIDEOMAE | dict(config)
     _refuse(c, num_channels=3, qv_bias=True)
@@ -238,6 +264,7 @@ FAMILIES: dict[str, Callable[[Config, bool, dict], Towers]] = {
     "siglip": _siglip,
     "videomae": _videomae,
     "vit": _vit,
+    "wav2vec2": _wav2vec2,
     "whisper": _whisper,
     "xlm-roberta": lambda c, head, extra: _bert(c, head, extra, ROBERTA, offset=True),
 }
