@@ -15,8 +15,10 @@ SPORTS_SEARCH = {
     "ligr": ({"block": "ligr", "ffn": "swiglu", "multiplier": 2}, {"rate": 1e-3}),
 }
 BCE_SEARCH = {
+    "patient": ({}, {"rate": 2e-3}),
     "slow": ({}, {"rate": 1e-3}),
     "light": ({"dropout": 0.3}, {"rate": 1e-3}),
+    "post": ({"block": "post", "ffn": "gelu", "multiplier": 4, "heads": 2}, {"rate": 1e-3}),
 }
 # The authors' settings on the sets of the reference runs; `folder` is where the results go.
 GRAPH_DATA = {
