@@ -12,7 +12,7 @@ PACKAGES = ("zoo", "pipelines", "checkpoints")
 FILES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
 # The doors see all three packages.
 DOORS = {"api", "arguments", "cli", "fitting", "serve", "quickstart", "quickstart_page"}
-DOORS |= {"prior", "reasons", "report", "settings", "load"}
+DOORS |= {"prior", "reasons", "report", "settings", "load", "tokenize"}
 FLAX = {"layers", "items", "experts", "train", "rqvae"} | {
     p.stem for p in (ROOT / "zoo/models").glob("*.py")
 }

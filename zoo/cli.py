@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "evaluate RUN_OR_BUNDLE --data DIR: full-ranking metrics and strata",
     "recommend": "recommend RUN_OR_BUNDLE --history A,B,C --k 10",
     "floors": "floors --data DIR: popularity, counting and EASE on the same protocol",
+    "tokenize": "tokenize --data DIR --out CODES.json: items' content as semantic ids",
     "models": "list the models, their papers and fields",
     "data": "data describe | validate | prepare DIR",
 }
@@ -205,6 +206,31 @@ def _floors(argv: list[str]) -> int:
     result = {"data": data.dataset.name, "protocol": data.split.protocol}
     result |= {"split_hash": data.split.hash, "floors": table}
     return tell(result, args.json)
+
+
+def _tokenize(argv: list[str]) -> int:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class TokenizeArgs(DataArgs):
+        out: Path
+        """The index to write; the codebooks go beside it."""
+        modality: str = "text"
+        method: str = "rkmeans"
+        """rkmeans, pq or opq."""
+        levels: int = 3
+        size: int = 256
+        """Codes a level."""
+        resolver: str = "digit"
+        """What makes colliding codes unique: digit, popularity, relocate, sinkhorn, none."""
+        seed: int = 0
+
+    args = _parse(TokenizeArgs, argv, "tokenize")
+    from zoo import api
+    from zoo.tokenize import tokenize
+
+    chosen = {f.name: getattr(args, f.name) for f in dataclasses.fields(TokenizeArgs)}
+    own = ("out", "modality", "method", "levels", "size", "resolver", "seed")
+    data = api.load_data(args.data, args.options())
+    return tell(tokenize(data, **{k: chosen[k] for k in own}), args.json)
 
 
 def _models(argv: list[str]) -> int:
