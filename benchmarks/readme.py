@@ -214,32 +214,36 @@ def fusion() -> str:
     return "\n".join([*lines, "", f"`{told['command']}`; commit {told['commit']}."])
 
 
+BESIDE = {"SASRec": "sequential", "HSTU": "sequential-hstu", "BERT4Rec": "sequential-bert4rec"}
+RATES = {
+    "examples_per_s": "training examples/s",
+    "evaluate_users_per_s": "full ranking with metrics, users/s",
+    "recommend_users_per_s": "top 10, users/s",
+    "peak_mib": "peak memory, MiB",
+}
+
+
 def speed() -> str:
-    """The SASRec of the zoo beside RecTools' and a plain PyTorch one, alternating in one run."""
-    told = _load("sequential")
-    if told is None:
-        return ""
-    named = {
-        "examples_per_s": "training examples/s",
-        "evaluate_users_per_s": "full ranking with metrics, users/s",
-        "recommend_users_per_s": "top 10, users/s",
-        "peak_mib": "peak memory, MiB",
-    }
-    lines = [
-        "| SASRec, amazon-beauty | loss | zoo | other | ratio (range) |",
-        "|---|---|---|---|---|",
-    ]
-    for row in told["summary"]:
-        for key, words in named.items():
-            x = row[key]
-            low, high = x["range"]
-            lines.append(
-                f"| {words}, beside {row['competitor']} | {row['loss']} | {x['zoo']:,.0f} | "
-                f"{x['competitor']:,.0f} | {x['ratio']:.2f} ({low:.2f} to {high:.2f}) |"
-            )
-    where = told["hardware"]
-    how = f"`{told['command']}`; {where['cpu']}, {where['cores']} cores, Python {where['python']}."
-    return "\n".join([*lines, "", how + " Each competitor runs at the best of its tried settings."])
+    """Sequential models beside RecTools' and a plain PyTorch one, alternating in one run each."""
+    lines = ["| amazon-beauty | loss | zoo | other | ratio (range) |", "|---|---|---|---|---|"]
+    how = []
+    for model, name in BESIDE.items():
+        told = _load(name)
+        for row in told["summary"] if told else ():
+            lines += [_speed_line(model, row, key) for key in RATES]
+        if told:
+            where = told["hardware"]
+            machine = f"{where['cpu']}, {where['cores']} cores, Python {where['python']}"
+            how.append(f"{model}: `{told['command']}`; {machine}.")
+    return "\n".join([*lines, "", *how, "Each competitor runs at the best of its tried settings."])
+
+
+def _speed_line(model: str, row: dict, key: str) -> str:
+    x, (low, high) = row[key], row[key]["range"]
+    return (
+        f"| {model}: {RATES[key]}, beside {row['competitor']} | {row['loss']} | {x['zoo']:,.0f} | "
+        f"{x['competitor']:,.0f} | {x['ratio']:.2f} ({low:.2f} to {high:.2f}) |"
+    )
 
 
 def graph_speed() -> str:
