@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 from zoo import evaluation as ev
 from zoo import knockout, metrics
 from zoo.mesh import make_mesh, shardings
-from zoo.retrieval import dot_match, scorer
+from zoo.retrieval import dot_match
+from zoo.scorer import scorer
 
 N, D, E = 60, 5, 37  # rows of the catalogue, width, events
 TRACES = []

@@ -9,7 +9,7 @@ from pipelines.loader import requests
 from pipelines.schema import Ragged
 from zoo.models import build
 from zoo.models.fusion import fuse
-from zoo.retrieval import scorer
+from zoo.scorer import scorer
 
 
 def fixed(table: np.ndarray):

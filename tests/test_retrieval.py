@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from zoo import retrieval
 from zoo.mesh import make_mesh
 from zoo.recommender import Recommender
+from zoo.scorer import scorer
 
 N, D, B, K = 333, 8, 6, 12
 CHUNKS = (None, 128, 256, 300)
@@ -256,7 +257,7 @@ def tiny():
     def match(params, index, query, items):
         return retrieval.dot_match(index["table"], query, items)
 
-    return retrieval.scorer(init, loss, index, encode, match)
+    return scorer(init, loss, index, encode, match)
 
 
 def test_scorer_makes_a_recommender():

@@ -17,8 +17,6 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from zoo.recommender import Recommender
-
 Array = jax.Array
 Match = Callable[[Array], Array]  # items int32[c] -> scores [b,c]
 
@@ -302,41 +300,6 @@ def _two_stage(queries, table, valid, exclude, k, mesh, chunk):
 def _widen(scores: Array, k: int) -> Array:
     """At least k columns, the new ones -inf."""
     return jnp.pad(scores, ((0, 0), (0, max(0, k - scores.shape[1]))), constant_values=-jnp.inf)
-
-
-def scorer(
-    init: Callable,
-    loss: Callable,
-    index: Callable,
-    encode: Callable,
-    match: Callable,
-    **hooks: Callable,
-) -> Recommender:
-    """A Recommender from its two halves: `recommend` and `score` follow from encode and match.
-
-    hooks: `prepare` and `draw`, for models that have them.
-
-    index(params, catalogue) must return a dict with 'valid' bool[n]; a batch may hold 'exclude'
-    int[b,h]. match(params, index, query, items) takes items [c] (one block for all rows) and
-    [b,c] (candidates of each row), and returns [b,c].
-    """
-
-    def recommend(params, index, batch, k):
-        query = encode(params, index, batch)
-        return best(partial(match, params, index, query), index, query, k, batch.get("exclude"))
-
-    def score(params, index, batch, candidates):
-        return match(params, index, encode(params, index, batch), candidates)
-
-    return Recommender(init, loss, index, recommend, score, encode, match, **hooks)
-
-
-def best(
-    match: Match, index: Any, query: Any, k: int, exclude: Array | None = None
-) -> tuple[Array, Array]:
-    """The k best items and scores [b,k] for an encoded query; match(items) -> [b,c]."""
-    valid = index["valid"]
-    return scan_top_k(match, len(valid), k, valid, exclude, len(jax.tree.leaves(query)[0]))
 
 
 def _check(n: int, valid: Array, k: int = 1) -> None:

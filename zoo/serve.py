@@ -16,7 +16,7 @@ from checkpoints.hub import resolve
 from pipelines.loader import requests
 from pipelines.schema import DataError, Dataset, Ragged
 from zoo.models import build
-from zoo.retrieval import best
+from zoo.scorer import best
 
 
 class Recommendation(NamedTuple):
@@ -172,12 +172,11 @@ class Session:
 
     def append(self, item: str) -> None:
         """One more event, by the catalogue's own id."""
-        number = self.bundle.numbers([item])
-        self.history.append(str(item))
-        if self.reads_once:
-            b = self.bundle
-            ids = jnp.asarray(number, jnp.int32)
+        b = self.bundle
+        ids = jnp.asarray(b.numbers([item]), jnp.int32)
+        if self._reader is not None and len(self.history) < b.max_len:
             self._query, self._memory = b._extend(b.params, b.index, self._memory, ids)
+        self.history.append(str(item))  # last: an event that could not be read is not kept
 
     def recommend(self, k: int = 10) -> list[Recommendation]:
         """The k best items not in the history so far, best first."""

@@ -17,7 +17,8 @@ from zoo.layers import Table
 from zoo.losses import bpr
 from zoo.negatives import sample_unseen
 from zoo.recommender import Recommender, unchanged
-from zoo.retrieval import dot_match, scorer
+from zoo.retrieval import dot_match
+from zoo.scorer import scorer
 
 Array = jax.Array
 xavier = nn.initializers.xavier_uniform()

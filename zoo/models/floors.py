@@ -21,7 +21,7 @@ import scipy.sparse as sp
 
 from zoo.models import counting
 from zoo.recommender import Batch, Catalogue, Recommender
-from zoo.retrieval import scorer
+from zoo.scorer import scorer
 
 Array = jax.Array
 Matrix = Callable[[dict], sp.csr_array]  # numpy catalogue -> M

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo.recommender import Recommender
-from zoo.retrieval import scorer
+from zoo.scorer import scorer
 
 Array = jax.Array
 WAYS = ("mixture", "product")

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from zoo.items import Items
 from zoo.objectives import Objective
 from zoo.recommender import Incremental, Recommender
-from zoo.retrieval import dot_match, scorer
+from zoo.retrieval import dot_match
+from zoo.scorer import scorer
 
 Array = jax.Array
 

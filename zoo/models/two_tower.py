@@ -12,7 +12,8 @@ from zoo.items import Items
 from zoo.layers import Stack, Table, Trunk
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
-from zoo.retrieval import dot_match, scorer
+from zoo.retrieval import dot_match
+from zoo.scorer import scorer
 
 Array = jax.Array
 USERS = ("pool", "trunk", "id")
