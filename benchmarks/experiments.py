@@ -19,6 +19,15 @@ BCE_SEARCH = {
     "slow": ({}, {"rate": 1e-3}),
     "light": ({"dropout": 0.3}, {"rate": 1e-3}),
     "post": ({"block": "post", "ffn": "gelu", "multiplier": 4, "heads": 2}, {"rate": 1e-3}),
+    "decayed": ({}, {"rate": 2e-3, "schedule": "cosine", "epochs": 200}),
+    "small-batch": (
+        {},
+        {"batch": 8, "rate": 1e-3, "schedule": "cosine", "epochs": 120, "evaluate_every": 1700},
+    ),
+    "small-light": (
+        {"dropout": 0.3},
+        {"batch": 8, "rate": 1e-3, "schedule": "cosine", "epochs": 80, "evaluate_every": 1700},
+    ),
 }
 # The authors' settings on the sets of the reference runs; `folder` is where the results go.
 GRAPH_DATA = {
