@@ -21,8 +21,8 @@ NO_TOKEN = np.iinfo(np.int32).max
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["starts", "tokens", "dense", "low", "high", "order"],
-    meta_fields=["sizes", "branching"],
+    data_fields=["starts", "tokens", "dense", "low", "high", "order", "above"],
+    meta_fields=["sizes", "branching", "group"],
 )
 @dataclass(frozen=True)
 class Trie:
@@ -34,8 +34,10 @@ class Trie:
     low: Array  # s: the items below state i are order[low[i]:high[i]]
     high: Array  # s
     order: Array  # n: rows of the codes, sorted by code and then by row
+    above: Array  # n c: the states on the way to each row of the codes, -1 where it is not allowed
     sizes: tuple[int, ...]  # codes of each level
     branching: tuple[int, ...]  # most children of a state, by level
+    group: int  # most items of a leaf
 
 
 def build(
@@ -44,13 +46,15 @@ def build(
     allowed: np.ndarray | None = None,
     dense: int | None = None,
     like: Trie | None = None,
+    parts: int = 1,
 ) -> Trie:
     """The trie of codes int[n,c], or of its rows where allowed bool[n].
 
     sizes: codes of each level, the largest seen plus one unless given; dense: how many of the
     first states get a whole row (the root and the first level unless given); like: a trie whose
-    array shapes this one shall have. Raises ValueError for codes outside their level, for no item
-    at all, and where `like` is too small.
+    array shapes this one shall have; parts: every array gets a multiple of so many rows, to be
+    spread over devices. Raises ValueError for codes outside their level, for no item at all, and
+    where `like` is too small.
     """
     codes = np.asarray(codes)
     rows = np.arange(len(codes)) if allowed is None else np.flatnonzero(allowed)
@@ -58,15 +62,24 @@ def build(
     sizes = tuple(int(v) for v in (codes.max(0) + 1 if sizes is None else sizes))
     _check(codes[rows], sizes)
     order = rows[np.lexsort(codes[rows].T[::-1])]
-    starts, tokens, low, high, branching = _compress(codes[order])
+    starts, tokens, low, high, branching, way = _compress(codes[order])
+    above = np.full(codes.shape, DEAD)
+    above[order] = way
+    group = int((high - low)[way[:, -1]].max())
     room = 1 + sizes[0] if dense is None else dense
     room = min(room, len(low)) if like is None else like.dense.shape[0]
     table = _dense(starts, tokens, room, max(sizes))
+    arrays = [starts, tokens, low, high, order]
+    lengths = [-(-len(a) // parts) * parts for a in arrays]
     if like is not None:
-        starts, tokens, low, high, order = _padded(like, starts, tokens, low, high, order)
-        branching = _fitting(like, branching)
-    arrays = (starts, tokens, table, low, high, order)
-    return Trie(*(jnp.asarray(a, jnp.int32) for a in arrays), sizes, branching)
+        lengths = [len(a) for a in (like.starts, like.tokens, like.low, like.high, like.order)]
+    starts, tokens, low, high, order = _padded(arrays, lengths)
+    if like is not None:
+        branching, group = _fitting(like, branching, group)
+    table = np.pad(table, ((0, -len(table) % parts), (0, 0)), constant_values=DEAD)
+    above = np.pad(above, ((0, -len(above) % parts), (0, 0)), constant_values=DEAD)
+    arrays = (starts, tokens, table, low, high, order, above)
+    return Trie(*(jnp.asarray(a, jnp.int32) for a in arrays), sizes, branching, group)
 
 
 def children(trie: Trie, state: Array, token: Array) -> Array:
@@ -123,9 +136,10 @@ def items(trie: Trie, state: Array, most: int = 1) -> Array:
 
 
 def _compress(codes: np.ndarray) -> tuple:
-    """Row starts, tokens and item ranges of sorted codes [n,c], level after level."""
+    """Row starts, tokens, item ranges and ways of sorted codes [n,c], level after level."""
     n, levels = codes.shape
     parents, tokens, low, high, branching = [], [], [np.zeros(1, int)], [np.full(1, n)], []
+    way = np.zeros((n, levels), int)
     begins = np.zeros(n, bool)  # where a new prefix of the present length begins
     begins[0] = True
     first, above = 1, np.zeros(n, int)  # the next free state; each row's state one level up
@@ -137,12 +151,12 @@ def _compress(codes: np.ndarray) -> tuple:
         low.append(at)
         high.append(np.r_[at[1:], n])
         branching.append(int(np.bincount(above[at]).max()))
-        above = first + np.cumsum(begins) - 1
+        above = way[:, level] = first + np.cumsum(begins) - 1
         first += len(at)
     counts = np.bincount(np.concatenate(parents), minlength=first)
     starts = np.r_[0, np.cumsum(counts)]
     joined = (np.concatenate(part) for part in (tokens, low, high))
-    return starts, *joined, tuple(branching)
+    return starts, *joined, tuple(branching), way
 
 
 def _dense(starts: np.ndarray, tokens: np.ndarray, room: int, v: int) -> np.ndarray:
@@ -155,29 +169,29 @@ def _dense(starts: np.ndarray, tokens: np.ndarray, room: int, v: int) -> np.ndar
     return table
 
 
-def _padded(like: Trie, starts, tokens, low, high, order) -> list[np.ndarray]:
-    """The arrays at the lengths of `like`; padding states have no edge and no item."""
+def _padded(arrays: list[np.ndarray], lengths: list[int]) -> list[np.ndarray]:
+    """Starts, tokens, low, high, order at these lengths; padding states have no edge, no item."""
     out = []
-    fills = (starts[-1], NO_TOKEN, 0, 0, 0)
-    wanted = (like.starts, like.tokens, like.low, like.high, like.order)
-    for array, fill, target in zip((starts, tokens, low, high, order), fills, wanted, strict=True):
-        spare = len(target) - len(array)
+    fills = (arrays[0][-1], NO_TOKEN, 0, 0, 0)
+    for array, fill, length in zip(arrays, fills, lengths, strict=True):
+        spare = length - len(array)
         if spare < 0:
             raise ValueError(
-                f"`like` has room for {len(target)} entries where these codes need {len(array)}: "
+                f"`like` has room for {length} entries where these codes need {len(array)}: "
                 "build without `like`, which compiles anew, or take a larger trie as the mould."
             )
         out.append(np.r_[array, np.full(spare, fill)])
     return out
 
 
-def _fitting(like: Trie, branching: tuple[int, ...]) -> tuple[int, ...]:
-    if len(branching) != len(like.branching) or np.greater(branching, like.branching).any():
+def _fitting(like: Trie, branching: tuple[int, ...], group: int) -> tuple[tuple[int, ...], int]:
+    over = len(branching) != len(like.branching) or np.greater(branching, like.branching).any()
+    if over or group > like.group:
         raise ValueError(
-            f"these codes branch by {branching}, `like` by at most {like.branching}: "
-            "build without `like`, which compiles anew."
+            f"these codes branch by {branching} and {group} items share one at most, `like` by "
+            f"{like.branching} and {like.group}: build without `like`, which compiles anew."
         )
-    return like.branching
+    return like.branching, like.group
 
 
 def _check(codes: np.ndarray, sizes: tuple[int, ...]) -> None:
