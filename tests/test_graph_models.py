@@ -19,6 +19,7 @@ N_ITEMS, N_USERS, ROWS = 60, 40, 1024
 GRAPH = [name for name, entry in MODELS.items() if entry.family == "graph"]
 CONTENT = [name for name in GRAPH if "modalities" in fields(name)]
 QUICK = ("lightgcn", "vbpr", "freedom", "lgmrec")
+RATES = {"graphsage": 5e-3}  # dense layers under dropout: the tables' rate throws them about
 by_name = pytest.mark.parametrize("name", GRAPH)
 by_content = pytest.mark.parametrize("name", CONTENT)
 
@@ -72,7 +73,7 @@ def test_jit_changes_nothing(name):
 @by_name
 def test_an_epoch_is_one_dispatch_and_learns(name):
     recommender, catalogue, _ = made(name)
-    chain = optimizer(2e-2)
+    chain = optimizer(RATES.get(name, 2e-2))
     batches = {k: jnp.asarray(np.stack([x] * 12)) for k, x in world()[1].items()}
     traces = []
 

@@ -132,6 +132,9 @@ MODELS: dict[str, Entry] = {
     "lgmrec": _entry(
         "graph", "lgmrec:lgmrec", "arXiv 2312.16400", "local graphs and a global hypergraph"
     ),
+    "graphsage": _entry(
+        "graph", "graphsage:graphsage", "arXiv 1706.02216", "content averaged over neighbours"
+    ),
     "popularity": _entry("floor", "floors:popularity", "counting", "train counts"),
     "markov": _entry("floor", "floors:markov", "counting", "what followed the last item"),
     "item-knn": _entry(
