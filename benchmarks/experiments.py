@@ -124,7 +124,7 @@ EXPERIMENTS: dict[str, dict] = {
         "model": "sasrec",
         "data": "amazon-beauty",
         "fields": {"objective": "bce"},
-        "settings": {"epochs": 200, "rate": 2e-3, "evaluate_every": 425, "patience": 3},
+        "settings": BCE_SEARCH["decayed"][1] | {"evaluate_every": 425, "patience": 6},
     },
     "sasrec-sampled-sports": {
         "model": "sasrec",
