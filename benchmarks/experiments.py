@@ -29,6 +29,10 @@ BCE_SEARCH = {
         {"batch": 8, "rate": 1e-3, "schedule": "cosine", "epochs": 80, "evaluate_every": 1700},
     ),
 }
+HSTU_SEARCH = {
+    "decayed": ({}, {"rate": 1e-3, "schedule": "cosine", "epochs": 120}),
+    "fast-decayed": ({}, {"rate": 2e-3, "schedule": "cosine", "epochs": 80}),
+}
 # The authors' settings on the sets of the reference runs; `folder` is where the results go.
 GRAPH_DATA = {
     "tiktok": {"data": "tiktok"},
@@ -166,6 +170,15 @@ EXPERIMENTS: dict[str, dict] = {
             "settings": {"epochs": 300, "evaluate_every": 425, "patience": 6} | other,
         }
         for name, (fields, other) in BCE_SEARCH.items()
+    },
+    **{
+        f"try-hstu-{name}": {
+            "model": "hstu",
+            "data": "amazon-beauty",
+            "fields": {"layers": 4, "embedding_dropout": 0.5, **fields},
+            "settings": {"evaluate_every": 332, "patience": 4} | other,
+        }
+        for name, (fields, other) in HSTU_SEARCH.items()
     },
     "hstu-beauty": {  # the file has no times: no time bias
         "model": "hstu",
