@@ -143,7 +143,7 @@ class Split:
 #   segments   1, 2, ... for the histories of the row, 0 = padding
 #   positions  place in the history, counted from 0 at its first item
 #   users      inner user id at each column
-# and, where the source has times,
+# and, where the source has times and the target comes last (schemes next and last),
 #   times         seconds since the first item of the segment
 #   target_times  seconds until the target, on the same clock
 # The scheme says what a segment is and what its targets are:
@@ -151,6 +151,8 @@ class Split:
 #   last   every prefix of every history, and only what came after it: targets [b,s] of the
 #          row's segments, and ends [b,s], the columns of their last items
 #   cloze  a whole history; targets are the items themselves, for the model to hide and guess
+#   rest   for every item of every history the other items of it, the newest that fit, as a set:
+#          targets [b,s], the left-out items, and ends [b,s], as in `last`
 SEQUENCE_KEYS = ("items", "targets", "segments", "positions", "users")
 
 # A batch of events or requests (b rows, one history each, left-aligned, all int32 but weight):

@@ -4,7 +4,8 @@ import numpy as np
 
 from pipelines.schema import DataError, Ragged, seconds
 
-SCHEMES = ("next", "last", "cloze")  # schema.py says what each one means
+SCHEMES = ("next", "last", "cloze", "rest")  # schema.py says what each one means
+ONE_TARGET = ("last", "rest")  # one a segment, not one a column
 
 
 def windows(histories: Ragged, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -30,6 +31,20 @@ def prefixes(histories: Ragged, length: int) -> tuple[np.ndarray, np.ndarray, np
     whole = np.arange(1, len(user) + 1) - np.repeat(np.cumsum(pairs) - pairs, pairs)
     size = np.minimum(whole, length)
     return user, histories.offsets[:-1][user] + whole - size, size
+
+
+def others(histories: Ragged, length: int) -> tuple[np.ndarray, ...]:
+    """For every item of every history of two or more, the other items, the `length` newest.
+
+    Returns (user, start, size, target), int64 [w] each; target: where the item itself stands in
+    histories.values. A segment is the `size` values from start on, counted without the target.
+    """
+    n = histories.lengths * (histories.lengths > 1)
+    user = np.repeat(np.arange(len(histories)), n)
+    first = histories.offsets[:-1][user]
+    target = first + np.arange(len(user)) - np.repeat(np.cumsum(n) - n, n)
+    size = np.minimum(n[user] - 1, length)
+    return user, first + n[user] - 1 - size, size, target
 
 
 def best_fit(
@@ -71,9 +86,9 @@ class Packed:
             raise DataError(f"scheme is '{scheme}'; expected one of {', '.join(SCHEMES)}.")
         self.histories, self.length = histories, length
         self.scheme, self.right = scheme, align == "right"
-        user, start, size = self._segments()
+        user, start, size, target = self._segments()
         order = np.random.default_rng(seed).permutation(len(user))
-        user, start, size = user[order], start[order], size[order]
+        user, start, size, self.target = user[order], start[order], size[order], target[order]
         self.most = self._most(size)
         row, column, nth = best_fit(size, length, self.most)
         starts = np.concatenate([[0], np.cumsum(np.bincount(row))])
@@ -84,17 +99,20 @@ class Packed:
     def __len__(self) -> int:
         return len(self._held) - 1
 
-    def _segments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if self.scheme == "last":
-            return prefixes(self.histories, self.length)
-        if self.scheme == "next":
-            return windows(self.histories, self.length)
-        user, start, size = windows(self.histories, self.length - 1)
-        return user, start, size + 1  # the last target is an item of the segment, too
+    def _segments(self) -> tuple[np.ndarray, ...]:
+        """(user, start, size, target), int64 [w]: the target stands behind the segment but in
+        `rest`, where the segment is counted without it."""
+        if self.scheme == "rest":
+            return others(self.histories, self.length)
+        room = self.length - (self.scheme == "cloze")
+        cut = prefixes if self.scheme == "last" else windows
+        user, start, size = cut(self.histories, room)
+        size = size + (self.scheme == "cloze")  # the last target is an item of the segment, too
+        return user, start, size, start + size
 
     def _most(self, size: np.ndarray) -> int | None:
         """Room for targets a row: a quarter above what an average row needs."""
-        if self.scheme != "last" or not len(size):
+        if self.scheme not in ONE_TARGET or not len(size):
             return None
         return min(int(np.ceil(1.25 * self.length / size.mean())), self.length)
 
@@ -109,23 +127,31 @@ class Packed:
             "segments": np.repeat(self.nth[segment] + 1, size),
             "positions": within + (np.repeat(self.length - size, size) if self.right else 0),
             "users": np.repeat(self.user[segment], size),
-            **self._events(np.repeat(first, size) + within, np.repeat(first, size)),
+            **self._events(self._places(segment, within), np.repeat(first, size)),
         }
         shape = (*rows.shape, self.length)
         out = {key: _laid(values, place, shape) for key, values in columns.items()}
-        if self.scheme == "last":
+        if self.scheme in ONE_TARGET:
             place, shape = row * self.most + self.nth[segment], (*rows.shape, self.most)
             out["ends"] = _laid(self.column[segment] + size - 1, place, shape)
-            out["targets"] = _laid(self.histories.values[first + size], place, shape)
+            out["targets"] = _laid(self.histories.values[self.target[segment]], place, shape)
         return out
+
+    def _places(self, segment: np.ndarray, within: np.ndarray) -> np.ndarray:
+        """Where in histories.values the columns of these segments stand, one after the other."""
+        size = self.size[segment]
+        source = np.repeat(self.start[segment], size) + within
+        if self.scheme == "rest":
+            source += source >= np.repeat(self.target[segment], size)
+        return source
 
     def _events(self, source: np.ndarray, first: np.ndarray) -> dict[str, np.ndarray]:
         """What stands at each filled column: items, their targets, their times."""
         values, times = self.histories.values, self.histories.times
         out = {"items": values[source]}
-        if self.scheme != "last":
+        if self.scheme not in ONE_TARGET:
             out["targets"] = values[source + (self.scheme == "next")]
-        if times is not None and self.scheme != "cloze":
+        if times is not None and self.scheme in ("next", "last"):
             out["times"] = seconds(times[source] - times[first])
             out["target_times"] = seconds(times[source + 1] - times[first])
         return out

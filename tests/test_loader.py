@@ -70,6 +70,43 @@ def test_every_prefix_is_a_segment_with_one_target():
     assert sorted(found) == expected
 
 
+@pytest.mark.parametrize("align", ["left", "right"])
+def test_every_item_is_the_target_of_the_others_once(align):
+    data = histories(users=150)  # longer than a row, some of no item and of one
+    assert {0, 1} <= set(data.lengths[1:]) and data.lengths.max() > 9
+    rows = pack(data, 8, align, scheme="rest")
+    expected = sorted(
+        (u, tuple(np.delete(data[u], t)[-8:]), data[u][t])
+        for u in range(len(data))
+        for t in range(len(data[u]))
+        if len(data[u]) > 1
+    )
+    found = []
+    for r in range(len(rows["items"])):
+        for nth, (end, target) in enumerate(zip(rows["ends"][r], rows["targets"][r], strict=True)):
+            at = np.flatnonzero(rows["segments"][r] == nth + 1)
+            assert (target > 0) == bool(len(at))
+            if len(at):
+                first = 0 if align == "left" else 8 - len(at)
+                assert np.array_equal(rows["positions"][r][at], first + np.arange(len(at)))
+                assert at[-1] == end and np.ptp(rows["users"][r][at]) == 0
+                found.append((rows["users"][r][end], tuple(rows["items"][r][at]), target))
+    assert sorted(found) == expected
+
+
+def test_a_set_never_holds_its_own_target():
+    rng = np.random.default_rng(0)
+    data = Ragged.of([[], *(rng.permutation(50)[: rng.integers(1, 20)] + 1 for _ in range(30))])
+    timed = Ragged(data.values, data.offsets, np.arange(len(data.values)))
+    rows = pack(timed, 8, scheme="rest")
+    assert "times" not in rows, "what was left out is not what came next"
+    for r, segments in enumerate(rows["segments"]):
+        for s in range(1, segments.max() + 1):
+            assert rows["targets"][r, s - 1] not in rows["items"][r][segments == s]
+    again = pack(timed, 8, scheme="rest")
+    assert all(np.array_equal(rows[k], again[k]) for k in rows)
+
+
 def test_cloze_rows_hold_whole_histories():
     data = histories(longest=8)
     rows = pack(data, 8, scheme="cloze")
@@ -92,7 +129,7 @@ def test_times_count_from_the_first_item_of_the_segment():
 
 
 def test_an_unknown_scheme_is_named():
-    with pytest.raises(DataError, match="expected one of next, last, cloze"):
+    with pytest.raises(DataError, match="expected one of next, last, cloze, rest"):
         Packed(histories(), 8, scheme="lost")
 
 
