@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from zoo.models import build
+from zoo.models.graphsage import standardised
 
 N_USERS, N_ITEMS, ROWS, WIDTH, HIDDEN = 14, 24, 32, 4, 6
 IMAGE, TEXT = 5, 3
@@ -55,7 +56,11 @@ def test_it_is_the_equations():
     recommender, catalogue, params = made()
     index = jax.jit(recommender.index)(params, catalogue)
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
-    x = [world()["features"][m] * world()["present"][m][:, None] for m in ("image", "text")]
+    x = [np.zeros((ROWS, f)) for f in (IMAGE, TEXT)]
+    for rows, m in zip(x, ("image", "text"), strict=True):
+        here = world()["present"][m]
+        raw = world()["features"][m][here].astype(np.float64)
+        rows[here] = (raw - raw.mean(0)) / raw.std(0)
     users, items = p["users"]["table"], np.concatenate(x, axis=1) @ p["fuse"]
     to_items = links() / np.maximum(links().sum(1, keepdims=True), 1)
     to_users = links().T / np.maximum(links().T.sum(1, keepdims=True), 1)
@@ -89,6 +94,19 @@ def test_a_vector_knows_what_its_two_hops_know():
         expected = (together[item] > 0) & world()["present"]["image"]
         expected[item] = world()["present"]["image"][item]
         np.testing.assert_array_equal(reach(catalogue["features"]["image"], item), expected)
+
+
+def test_a_mean_that_all_items_share_says_nothing():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)), jnp.float32)
+    x = jnp.concatenate([x, jnp.full((6, 1), 7.0)], axis=1)  # and a column without spread
+    here = jnp.arange(6) < 4
+    y = np.asarray(jax.jit(standardised)(x + jnp.asarray([[30.0, 0.0, 0.0]]), here))
+    expected = np.asarray(x)[:4, :2]
+    expected = (expected - expected.mean(0)) / expected.std(0)
+    np.testing.assert_allclose(y[:4, :2], expected, atol=1e-4)
+    assert not y[4:].any() and not y[:, 2].any()
+    nobody = jax.jit(standardised)(x, here & False)
+    assert not np.asarray(nobody).any()
 
 
 def test_every_parameter_learns():
