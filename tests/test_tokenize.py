@@ -8,10 +8,15 @@ import pytest
 import zoo
 from pipelines.codes import read_index
 from pipelines.sources import from_arrays
+from zoo.api import prepare
 from zoo.cli import main
-from zoo.tokenize import tokenize
+from zoo.code_quality import quality
+from zoo.quantize import encode, fit_residual
+from zoo.rqvae import RQVAE
+from zoo.tokenize import _alarm, tokenize
 
 N = 30
+SMALL = {"method": "rqvae", "levels": 2, "size": 8, "hidden": (32,), "width": 8}
 
 
 def data() -> zoo.Data:
@@ -45,3 +50,90 @@ def test_names_are_answered_with_near_ones(tmp_path):
     with pytest.raises(ValueError, match="no features called.*audio"):
         tokenize(data(), tmp_path / "x.json", modality="audio")
     assert main(["tokenize", "--data", "/nowhere", "--out", str(tmp_path / "x.json")]) == 2
+    with pytest.raises(ValueError, match="expected at least 1 step"):
+        tokenize(data(), tmp_path / "x.json", method="rqvae", steps=0)
+
+
+def test_an_rqvae_makes_codes_that_its_file_makes_again(tmp_path):
+    world, out = data(), tmp_path / "codes.json"
+    told = tokenize(world, out, steps=300, **SMALL)
+    assert told["method"] == "rqvae" and told["resolver"] == "digit"
+    assert told["error"] < 0.5, "the codes say most of what the features say"
+    index = json.loads(out.read_text())
+    assert len({tuple(v) for v in index.values()}) == N - 1
+    assert index["item-0"][:2] == index["item-15"][:2], "the same title, the same codes"
+    arrays = dict(np.load(f"{out}.npz"))
+    params: dict = {"codebooks": arrays["codebooks"]}
+    for name, value in arrays.items():
+        if "/" in name:
+            side, layer, leaf = name.split("/")
+            params.setdefault(side, {}).setdefault(layer, {})[leaf] = value
+    dataset = prepare(world, "content").dataset
+    rows = np.flatnonzero(dataset.present["text"])
+    x = (dataset.features["text"][rows] - arrays["shift"]) / arrays["scale"]
+    module = RQVAE(x.shape[1], (32,), 8, 2, 8)
+    again = module.apply({"params": params}, x.astype(np.float32))["codes"]
+    codes = read_index(out, dataset.item_ids, partial=True).codes[rows]
+    np.testing.assert_array_equal(codes[:, :2], again)
+
+
+def test_a_collapsed_level_is_told(caplog):
+    with caplog.at_level("WARNING", "zoo"):
+        _alarm([np.array([1.2, 9.0])] * 5, 16)
+    assert "level 1 uses 1.2 of 16 codes" in caplog.text and "level 2" not in caplog.text
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A graphsage run of a few steps: what MMGRec's ids are made of."""
+    out = tmp_path_factory.mktemp("run") / "sage"
+    settings = zoo.settings_for("graphsage", steps=4, batch=32, dispatch=2)
+    zoo.fit("graphsage", data(), out, settings, width=8, hidden=8)
+    return out
+
+
+def test_a_run_s_item_vectors_become_ids_by_popularity(run, tmp_path):
+    world, out = data(), tmp_path / "ids.json"
+    told = tokenize(world, out, run=run, levels=1, size=4)
+    assert (told["run"], told["resolver"], told["items"]) == ("graphsage", "popularity", N)
+    codes = read_index(out, world.dataset.item_ids).codes[1:]
+    counts = np.bincount(world.split.train.values, minlength=N + 1)[1:]
+    for group in np.unique(codes[:, 0]):
+        own = codes[:, 0] == group
+        order = np.argsort(codes[own, 1])
+        assert codes[own, 1][order].tolist() == list(range(own.sum()))
+        assert np.all(np.diff(counts[own][order]) <= 0), "most popular first"
+    bundle = zoo.from_pretrained(run)
+    table = np.asarray(bundle.index["table"])[1 : N + 1]
+    np.testing.assert_array_equal(encode(fit_residual(table, 1, 4), table), codes[:, :1])
+    assert quality(codes)["colliding"] == 0
+
+
+def test_the_shell_makes_rec_ids(run, tmp_path, capsys, monkeypatch):
+    """zoo tokenize --run --method rqvae, on the files of a data folder."""
+    from zoo import api
+
+    world = data()
+    monkeypatch.setattr(api, "load_data", lambda path, options: world)
+    out = tmp_path / "ids.json"
+    command = f"tokenize --data x --run {run} --method rqvae --out {out} --json"
+    command += " --levels 2 --size 8 --hidden 32 --width 8 --steps 20"
+    assert main(command.split()) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["run"] == "graphsage" and told["resolver"] == "popularity"
+    index = json.loads(out.read_text())
+    assert len(index) == N and len({tuple(v) for v in index.values()}) == N
+    assert {len(v) for v in index.values()} == {3}
+
+
+def test_runs_that_cannot_be_tokenised_say_why(run, tmp_path):
+    out = tmp_path / "x.json"
+    with pytest.raises(ValueError, match="two sources of vectors: name one"):
+        tokenize(data(), out, "text", run=run)
+    other = zoo.load_data(data().dataset, zoo.DataOptions(split="random"))
+    with pytest.raises(ValueError, match="may know what is held out here"):
+        tokenize(other, out, run=run)
+    bundle = zoo.from_pretrained(run)
+    bundle.index = {"layers": bundle.index["table"][None]}
+    with pytest.raises(ValueError, match="graphsage serves without one vector an item"):
+        tokenize(data(), out, run=bundle)

@@ -17,7 +17,7 @@ COMMANDS = {
     "evaluate": "evaluate RUN_OR_BUNDLE --data DIR: full-ranking metrics and strata",
     "recommend": "recommend RUN_OR_BUNDLE --history A,B,C --k 10",
     "floors": "floors --data DIR: popularity, counting and EASE on the same protocol",
-    "tokenize": "tokenize --data DIR --out CODES.json: items' content as semantic ids",
+    "tokenize": "tokenize --data DIR --out CODES.json: items as semantic ids",
     "models": "list the models, their papers and fields",
     "data": "data describe | validate | prepare DIR",
 }
@@ -213,24 +213,36 @@ def _tokenize(argv: list[str]) -> int:
     class TokenizeArgs(DataArgs):
         out: Path
         """The index to write; the codebooks go beside it."""
-        modality: str = "text"
+        modality: str | None = None
+        """Whose features to make codes of; None: text."""
+        run: str | None = None
+        """A trained run or bundle whose item vectors to make codes of, instead of features."""
         method: str = "rkmeans"
-        """rkmeans, pq or opq."""
+        """rkmeans, pq, opq or rqvae."""
         levels: int = 3
         size: int = 256
         """Codes a level."""
-        resolver: str = "digit"
-        """What makes colliding codes unique: digit, popularity, relocate, sinkhorn, none."""
+        resolver: str | None = None
+        """What makes colliding codes unique: digit, popularity, relocate, sinkhorn, none. None:
+        popularity with a run, else digit."""
         seed: int = 0
+        steps: int = 3000
+        """rqvae: training steps."""
+        hidden: tuple[int, ...] = (512, 256, 128)
+        """rqvae: widths of the encoder's hidden layers; the decoder's are the same, turned."""
+        width: int = 32
+        """rqvae: of the codes' vectors."""
 
     args = _parse(TokenizeArgs, argv, "tokenize")
     from zoo import api
     from zoo.tokenize import tokenize
 
-    chosen = {f.name: getattr(args, f.name) for f in dataclasses.fields(TokenizeArgs)}
-    own = ("out", "modality", "method", "levels", "size", "resolver", "seed")
-    data = api.load_data(args.data, args.options())
-    return tell(tokenize(data, **{k: chosen[k] for k in own}), args.json)
+    bundle = api.from_pretrained(args.run) if args.run else None
+    data = api.load_data(args.data, args.options(bundle.data_options() if bundle else None))
+    shared = {f.name for f in dataclasses.fields(DataArgs)}
+    own = {f.name for f in dataclasses.fields(TokenizeArgs)} - shared
+    chosen = {k: getattr(args, k) for k in own} | {"run": bundle}
+    return tell(tokenize(data, **chosen), args.json)
 
 
 def _models(argv: list[str]) -> int:

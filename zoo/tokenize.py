@@ -1,64 +1,167 @@
-"""The content of a catalogue as semantic ids, written in the field's own format."""
+"""The items of a catalogue as semantic ids, written in the field's own format.
 
+Vectors are the features of a modality, or, of a trained run, the item vectors that it serves with:
+with `rqvae`, the Rec-IDs of MMGRec (Liu et al. 2024, arXiv 2404.16555) if the run is a graphsage.
+"""
+
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from pipelines.codes import Codes, check_unique, write_index
 from zoo import api, quantize
 from zoo.code_quality import quality
+from zoo.kmeans import squared_distances
+from zoo.mesh import path_name
 from zoo.names import unknown
+from zoo.rqvae import RQVAE, fit_rqvae
 from zoo.semantic_ids import resolve
+from zoo.serve import Pretrained, from_pretrained
 
-METHODS = ("rkmeans", "pq", "opq")
+METHODS = ("rkmeans", "pq", "opq", "rqvae")
 ROTATIONS = 10  # of OPQ
+BATCH = 1024  # of RQ-VAE
+WATCHED = 5  # evaluations in a row that say that a level has collapsed
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+log = logging.getLogger("zoo")
+
+
+class Quantised(NamedTuple):
+    """What a method made of vectors [n,d]."""
+
+    codes: np.ndarray  # int32 n c, collisions and all
+    decoded: np.ndarray  # n d, what the codes stand for
+    apart: np.ndarray  # n v, squared distances of what is left to the last level's rows
+    arrays: dict[str, np.ndarray]  # what encodes new items
 
 
 def tokenize(
     data: api.Data,
     out: str | Path,
-    modality: str = "text",
+    modality: str | None = None,
     method: str = "rkmeans",
     levels: int = 3,
     size: int = 256,
-    resolver: str = "digit",
+    resolver: str | None = None,
     seed: int = 0,
+    run: Pretrained | str | Path | None = None,
+    steps: int = 3000,
+    hidden: tuple[int, ...] = (512, 256, 128),
+    width: int = 32,
 ) -> dict[str, Any]:
-    """Codes of every item that has the modality, to OUT (a JSON index) and OUT.npz (codebooks).
+    """Codes of every item that has a vector, to OUT (a JSON index) and OUT.npz (what made them).
 
-    method: residual k-means, product quantisation, or that with learned rotations. resolver: what
-    makes colliding codes unique (semantic_ids.resolve). Returns the quality report, of the codes
-    before collisions are resolved. Raises ValueError for an unknown name, DataError for features
-    that are not finite or too few.
+    modality: whose features are the vectors, None: text; run: a run or bundle whose item vectors
+    to take instead. method: residual k-means, product quantisation, that with learned rotations,
+    or an RQ-VAE; steps (rounded up to whole epochs), hidden and width are of the RQ-VAE. resolver:
+    what makes colliding codes unique (semantic_ids.resolve), None: `popularity` of a run's
+    vectors, else `digit`. Returns the quality report, of the codes before collisions are resolved.
+    Raises ValueError for an unknown name, for vectors that are not finite or too few, for a run of
+    other items or of another split, and for one without item vectors.
     """
     if method not in METHODS:
         raise unknown("unknown method", method, METHODS)
-    dataset = api.prepare(data, "content").dataset
-    if modality not in dataset.features:
-        raise unknown(f"{dataset.name} has no features called", modality, dataset.features)
-    rows = np.flatnonzero(dataset.present[modality])
-    x = dataset.features[modality][rows]
-    fitted = _fit(x, method, levels, size, seed)
-    found = np.asarray(quantize.encode(fitted, x))
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; expected at least 1 step of the RQ-VAE.")
+    if run is None:
+        data, rows, x, told = _content(data, modality or "text")
+    else:
+        rows, x, told = _served(data, run, modality)
+    dataset, resolver = data.dataset, resolver or ("digit" if run is None else "popularity")
+    if method == "rqvae":
+        made = _by_rqvae(x, RQVAE(x.shape[1], hidden, width, levels, size), steps, seed)
+    else:
+        made = _by_codebooks(x, method, levels, size, seed)
     counts = np.bincount(data.split.train.values, minlength=dataset.n_items + 1)[rows]
-    apart = quantize.last_distances(quantize.standard(fitted, x), found, fitted.codebooks)
-    settled = resolve(found, resolver, np.asarray(apart), counts)
+    settled = resolve(made.codes, resolver, made.apart, counts)
     if resolver != "none":
         check_unique(settled, dataset.item_ids[rows])
     write_index(out, _placed(settled, rows, dataset.n_items), dataset.item_ids)
-    np.savez(f"{out}.npz", **fitted._asdict())
-    decoded = np.asarray(quantize.decode(fitted, found))
-    report = quality(found, weights=counts, x=x, decoded=decoded, seed=seed)
-    told = {"items": len(rows), "without_codes": dataset.n_items - len(rows), "out": str(out)}
-    return {"data": dataset.name, "modality": modality, "method": method, **told, **report}
+    np.savez(f"{out}.npz", **made.arrays)
+    report = quality(made.codes, weights=counts, x=x, decoded=made.decoded, seed=seed)
+    told |= {"method": method, "resolver": resolver, "items": len(rows)}
+    told |= {"without_codes": dataset.n_items - len(rows), "out": str(out)}
+    return {"data": dataset.name, **told, **report}
 
 
-def _fit(x: np.ndarray, method: str, levels: int, size: int, seed: int) -> quantize.Quantiser:
+def _content(data: api.Data, modality: str) -> tuple[api.Data, np.ndarray, np.ndarray, dict]:
+    """(data with features, the rows that have the modality, their features, what to report)."""
+    data = api.prepare(data, "content")
+    dataset = data.dataset
+    if modality not in dataset.features:
+        raise unknown(f"{dataset.name} has no features called", modality, dataset.features)
+    rows = np.flatnonzero(dataset.present[modality])
+    return data, rows, dataset.features[modality][rows], {"modality": modality}
+
+
+def _served(
+    data: api.Data, run: Pretrained | str | Path, modality: str | None
+) -> tuple[np.ndarray, np.ndarray, dict]:
+    """(all rows of items, their vectors in the run's index, what to report)."""
+    if modality is not None:
+        raise ValueError(
+            f"a run and the modality '{modality}' are two sources of vectors: name one. A run has "
+            "read the modalities that it was trained on."
+        )
+    bundle = run if isinstance(run, Pretrained) else from_pretrained(run)
+    bundle.check_same_items(data.dataset)
+    model, theirs = bundle.config["model"], bundle.split["hash"]
+    if theirs != data.split.hash:
+        raise ValueError(
+            f"{model} was trained on the split {theirs[:12]} ({bundle.split['protocol']}), this is "
+            f"{data.split.hash[:12]} ({data.split.protocol}): its vectors may know what is held "
+            "out here. Use the options that it was trained with, or train it on this split."
+        )
+    table = bundle.index.get("table") if isinstance(bundle.index, dict) else None
+    if table is None or table.ndim != 2:
+        raise ValueError(
+            f"{model} serves without one vector an item, so there is nothing to make codes of: "
+            "take a run of a sequential, two-tower or graph model, such as graphsage."
+        )
+    rows = np.arange(1, data.dataset.n_items + 1)
+    return rows, np.asarray(table, np.float32)[rows], {"run": model}
+
+
+def _by_codebooks(x: np.ndarray, method: str, levels: int, size: int, seed: int) -> Quantised:
     if method == "rkmeans":
-        return quantize.fit_residual(x, levels, size, seed)
-    return quantize.fit_product(x, levels, size, seed, rotations=ROTATIONS * (method == "opq"))
+        fitted = quantize.fit_residual(x, levels, size, seed)
+    else:
+        rotations = ROTATIONS * (method == "opq")
+        fitted = quantize.fit_product(x, levels, size, seed, rotations=rotations)
+    codes = np.asarray(quantize.encode(fitted, x))
+    apart = quantize.last_distances(quantize.standard(fitted, x), codes, fitted.codebooks)
+    decoded = np.asarray(quantize.decode(fitted, codes))
+    return Quantised(codes, decoded, np.asarray(apart), fitted._asdict())
+
+
+def _by_rqvae(x: np.ndarray, module: RQVAE, steps: int, seed: int) -> Quantised:
+    """The recipe that does not collapse: standardised columns, k-means start, dead codes reset."""
+    shift, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+    scale = np.where(scale > 1e-6, scale, 1.0)
+    z = ((x - shift) / scale).astype(np.float32)
+    epochs = -(-steps // max(len(x) // BATCH, 1))
+    params, history = fit_rqvae(module, z, seed, epochs, BATCH)
+    _alarm([row["perplexity"] for row in history[-WATCHED:]], module.size)
+    made = jax.device_get(jax.jit(module.apply)({"params": params}, z))
+    apart = squared_distances(made["residuals"][:, -1], params["codebooks"][-1])
+    named = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
+    arrays = {"shift": shift, "scale": scale, **{path_name(path): leaf for path, leaf in named}}
+    return Quantised(made["codes"], made["x_hat"] * scale + shift, np.asarray(apart), arrays)
+
+
+def _alarm(perplexities: list[np.ndarray], size: int) -> None:
+    low = np.flatnonzero(np.all(np.asarray(perplexities) < 0.1 * size, axis=0))
+    for level in low:
+        log.warning(
+            "RQ-VAE: level %d uses %.1f of %d codes evenly (perplexity): it has collapsed. Give it "
+            "more steps, or fewer codes.",
+            level + 1,
+            perplexities[-1][level],
+            size,
+        )
 
 
 def _placed(codes: np.ndarray, rows: np.ndarray, n_items: int) -> Codes:
