@@ -52,6 +52,7 @@ class Adapted:
     steps: tuple[Step, ...] = ()
 
     def __call__(self, params: Params, *rest: Any, **named: Any) -> Any:
+        _check_has(params, self.steps)
         chosen = labels(params, self.plan)
         stop = lambda x, label: x if label == "train" else jax.lax.stop_gradient(x)  # noqa: E731
         params = jax.tree.map(stop, params, chosen)
@@ -142,6 +143,7 @@ def merged(recommender: Recommender, params: Params) -> Params:
     their own and have no place in its kernels.
     """
     plan_of(recommender)
+    _check_has(params, recommender.loss.steps)
     for step in recommender.loss.steps:
         if step.change is None:
             raise ValueError(
@@ -203,13 +205,18 @@ def nested(by_name: dict[str, dict]) -> dict:
     return tree
 
 
-def _parted(params: Params, name: str) -> tuple[Params, Params]:
-    """(the addition's tree, the rest). Raises ValueError for parameters without it."""
-    if name not in params:
+def _check_has(params: Params, steps: tuple[Step, ...]) -> None:
+    """Raise ValueError for parameters without an addition's tree: the plain model's own."""
+    missing = [step.name for step in steps if step.name not in params]
+    if missing:
         raise ValueError(
-            f"the parameters have no '{name}': found {sorted(params)}. Make them with `init` of "
+            f"the parameters have no {missing}: found {sorted(params)}. Make them with `init` of "
             "the adapted recommender and graft the pretrained ones into them."
         )
+
+
+def _parted(params: Params, name: str) -> tuple[Params, Params]:
+    """(the addition's tree, the rest)."""
     return params[name], {k: v for k, v in params.items() if k != name}
 
 

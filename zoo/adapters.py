@@ -7,7 +7,7 @@ inside what the recommender applies: `stack/block_0/attention` of a trunk, not `
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -46,11 +46,6 @@ def adapter(
 
     def leaves(key, path, seen):
         out = _first(seen.out)
-        if "blocks" in path.split("/"):
-            raise ValueError(
-                f"adapter: '{path}' is scanned, and its layers cannot be told apart: build the "
-                "model with scan=False, or use lora, which has factors for each layer."
-            )
         if not isinstance(out, jax.Array):
             raise ValueError(
                 f"adapter: '{path}' returns {type(out).__name__}; expected an array [...,d], or a "
@@ -116,6 +111,7 @@ def _inserted(
         check_new(name, params)
         found_nowhere(where, seen, f"{name}: where={where!r}", "module")
         chosen = {path: one for path, one in seen.items() if re.search(where, path)}
+        _check_not_scanned(name, chosen)
         keys = jax.random.split(own_key(key, name), len(chosen))
         pairs = zip(keys, chosen.items(), strict=True)
         return params | {name: nested({path: leaves(k, path, one) for k, (path, one) in pairs})}
@@ -141,7 +137,8 @@ def _recorder(seen: dict[str, Seen], where: str, name: str) -> Callable:
             return out
         path, root = _path(context), context.module.scope.root
         before = seen.setdefault(path, Seen(root, args, out))
-        if before.root is not root and re.search(where, path):
+        twice = before.root is not root and not _scanned(path)
+        if twice and re.search(where, path):
             raise ValueError(
                 f"{name}: two modules of this recommender have the path '{path}' that "
                 f"where={where!r} picks. Choose one that picks neither."
@@ -149,6 +146,20 @@ def _recorder(seen: dict[str, Seen], where: str, name: str) -> Callable:
         return out
 
     return intercept
+
+
+def _scanned(path: str) -> bool:
+    return "blocks" in path.split("/")  # what the stacks call their layers under scan
+
+
+def _check_not_scanned(name: str, paths: Iterable[str]) -> None:
+    scanned = [path for path in paths if _scanned(path)]
+    if scanned:
+        raise ValueError(
+            f"{name}: '{scanned[0]}' is scanned: one call is all layers, which could only share "
+            "what is added. Build the model with scan=False, or use lora, which has factors for "
+            "each layer."
+        )
 
 
 def _path(context: Any) -> str:
