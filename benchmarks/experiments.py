@@ -104,6 +104,24 @@ TRANSFER: dict[str, dict] = {
         "settings": LONGER,
     },
 }
+# Semantic ids published with the data, the zoo's own of the titles, and ids that mean nothing. A
+# narrower model than the paper's: two cores.
+TIGER = {
+    "model": "tiger",
+    "data": "amazon-beauty",
+    "fields": {"width": 64, "head_width": 16},
+    "settings": {
+        "epochs": 60,
+        "batch": 32,
+        "rate": 2e-3,
+        "warmup": 200,
+        "schedule": "cosine",
+        "weight_decay": 1e-3,
+        "evaluate_every": 1030,
+        "evaluate_batch": 256,
+        "patience": 3,
+    },
+}
 GRAPH_MODELS = ("bpr", "lightgcn", "vbpr", "bm3", "freedom", "mgcn", "smore", "lgmrec")
 GRAPH_MODELS += ("em3_public",)
 EXPERIMENTS: dict[str, dict] = {
@@ -119,6 +137,9 @@ EXPERIMENTS: dict[str, dict] = {
         for data, where in GRAPH_DATA.items()
     },
     **TRANSFER,
+    "tiger-letter-beauty": {**TIGER, "options": {"codes": "letter_sid"}},
+    "tiger-rkmeans-beauty": {**TIGER, "options": {"codes": "rkmeans:text"}},
+    "tiger-random-beauty": {**TIGER, "options": {"codes": "random"}},
     "towers-id": {**MOVIES, "fields": {**TOWERS, "items": "id"}},
     "towers-content": {**MOVIES, "fields": {**TOWERS, "items": "content"}},
     "towers-both": {**MOVIES, "fields": {**TOWERS, "items": "both"}},

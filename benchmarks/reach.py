@@ -116,9 +116,8 @@ def one(
     }
     if not scored:
         return row | {"wall_seconds": time.monotonic() - began}
-    model = (fitted.recommender, fitted.params)
-    test = api.evaluate(model, seen, catalogue=fitted.catalogue)
-    unmasked = api.evaluate(model, seen, catalogue=fitted.catalogue, mask=False)
+    test = api.evaluate(fitted, seen)
+    unmasked = api.evaluate(fitted, seen, mask=False)
     return row | {
         "test": test.metrics,
         "test_unmasked": unmasked.metrics,

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipelines import loader as loaders
 from pipelines.merging import merge
 from pipelines.schema import DataError, Dataset, Split
 from pipelines.words import words
-from zoo import evaluation
+from zoo import coding, evaluation
 from zoo import mesh as meshes
 from zoo.fitting import Fitted
 from zoo.fitting import fit as fit_split
@@ -57,6 +57,7 @@ class DataOptions:
     split_seed: int = 0
     tie_seed: int = 0  # orders interactions of equal time
     text: str = "lsa"  # features of words: `lsa`, or `hashed`, the same space in every data set
+    codes: str = "rkmeans"  # semantic ids of generative models: zoo/coding.py says which there are
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,14 @@ class Data:
     dataset: Dataset
     split: Split
     options: DataOptions = DataOptions()
+    codes: dict[str, Any] = field(default_factory=dict)  # semantic ids, where a model spells them
 
     def catalogue(self, mesh: Mesh | None = None) -> dict[str, Any]:
         """Per-item (and per-user) arrays for a model, numpy, padded to a round number of rows."""
         rows = meshes.table_rows(self.dataset.n_items, mesh)
         user_rows = meshes.table_rows(self.dataset.n_users, mesh)
-        return loaders.catalogue(self.dataset, self.split, rows, user_rows)
+        made = loaders.catalogue(self.dataset, self.split, rows, user_rows)
+        return made | (coding.arrays(self.codes, rows) if self.codes else {})
 
     def linked(self, catalogue: dict[str, Any]) -> dict[str, Any]:
         """`catalogue` with the train interactions, from which graphs are made."""
@@ -129,6 +132,12 @@ def prepare(data: Data, sources_wanted: str) -> Data:
     return replace(data, dataset=dataset)
 
 
+def with_codes(data: Data) -> Data:
+    """With the semantic ids that its options name."""
+    found = coding.coded(data.dataset, data.options.codes, data.options.text)
+    return replace(data, codes=found)
+
+
 def _wanted(model: str, chosen: dict[str, Any]) -> str:
     """Whether a model reads `id` alone, `content` or `both`."""
     known = fields(model)
@@ -159,6 +168,7 @@ def fit(
     if known.family == "sequential" and not data.split.ordered:
         log.warning("%s splits sets: their file order is taken for time", data.split.protocol)
     data = prepare(data, _wanted(model, chosen))
+    data = with_codes(data) if known.family == "generative" else data
     catalogue = data.catalogue(mesh)
     catalogue = data.linked(catalogue) if known.family == "graph" else catalogue
     start = pretrained_for(model, graft, data) if graft is not None else None
@@ -196,7 +206,7 @@ def pretrained_for(model: str, graft: Pretrained | str | Path, data: Data) -> An
 
 
 def evaluate(
-    model: Pretrained | tuple[Recommender, Any],
+    model: Pretrained | Fitted | tuple[Recommender, Any],
     data: Data | str | Path,
     split: str = "test",
     ks: Sequence[int] = (5, 10, 20),
@@ -205,12 +215,17 @@ def evaluate(
     catalogue: dict[str, Any] | None = None,
     batch: int = 512,
 ) -> evaluation.Result:
-    """Full-ranking metrics of a bundle, or of (recommender, params), on `valid` or `test`."""
+    """Full-ranking metrics of a bundle, of what `fit` returned, or of (recommender, params), on
+    `valid` or `test`."""
     if isinstance(model, Pretrained):
         data = data if isinstance(data, Data) else load_data(data, model.data_options())
         model.check_same_items(data.dataset)
         recommender, params = model.recommender, model.params
         catalogue, max_len = catalogue or model.catalogue, model.max_len
+    elif isinstance(model, Fitted):
+        data = data if isinstance(data, Data) else load_data(data)
+        recommender, params, max_len = model.recommender, model.params, model.max_len
+        catalogue = catalogue or model.catalogue
     else:
         recommender, params = model
         data = data if isinstance(data, Data) else load_data(data)
@@ -277,6 +292,8 @@ def save(
     }
     evaluation_row = {"valid": fitted.best, **(results or {})}
     params = meshes.fetch(fitted.params)
+    found = data.catalogue() if data.codes else {}
+    codes = {f"{k}.{v}": x for k in ("codes", "sizes") for v, x in found.get(k, {}).items()}
     if jax.process_index():  # several hosts: the first one writes
         return Path(folder)
     return save_bundle(
@@ -290,6 +307,7 @@ def save(
         split=split,
         evaluation=evaluation_row,
         card=card(model, config, split, evaluation_row),
+        codes=codes or None,
     )
 
 

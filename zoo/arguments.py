@@ -22,6 +22,8 @@ class DataArgs:
     tie_seed: int | None = None
     text: str | None = None
     """Features of words: lsa, or hashed, the same space in every data set."""
+    codes: str | None = None
+    """Semantic ids of generative models: a column, FILE.json, rkmeans[:MODALITY] or random."""
     json: bool = False
     """Print exactly one JSON object on standard output."""
 
@@ -37,6 +39,7 @@ class DataArgs:
             "split_seed": self.split_seed,
             "tie_seed": self.tie_seed,
             "text": self.text,
+            "codes": self.codes,
         }
         given = {k: v for k, v in named.items() if v is not None}
         return dataclasses.replace(base or DataOptions(), **given)

@@ -94,6 +94,8 @@ def evaluate(
     mask: whether `exclude` leaves the ranking. strata: named subsets of events, or of positives
     (then the others of the event are ignored); arrays follow the order of the result.
     candidates: who competes, all valid items if None; the model's view of items is unchanged.
+    A model without `match` is asked for its max(ks) best: items that it does not list rank last,
+    and a tie within the list counts as one.
     mesh: batches go to it with rows over 'data'.
 
     Raises ValueError for an event without positive, a positive that is no candidate or that the
@@ -107,8 +109,11 @@ def evaluate(
         valid &= np.asarray(candidates, bool)
     valid[0] = False
     rows, pending = [], None
+    count = partial(_dispatch, recommender, params, index, valid, mask, mesh, chunk)
+    if recommender.match is None:
+        count = partial(_listed, recommender, params, {**index, "valid": valid}, mask, max(ks))
     for batch in batches:
-        counted = _dispatch(recommender, params, index, valid, batch, mask, mesh, chunk)
+        counted = count(batch)
         if pending is not None:
             rows.append(_read(*pending, valid, mask))
         pending = (batch, counted)
@@ -138,7 +143,7 @@ def _nan_leaves(index: Index) -> Any:
     )
 
 
-def _dispatch(recommender, params, index, valid, batch, mask, mesh, chunk) -> Ranks:
+def _dispatch(recommender, params, index, valid, mask, mesh, chunk, batch) -> Ranks:
     shown = {k: v for k, v in batch.items() if k not in HOST_ONLY}
     positives = batch["positives"]
     exclude = batch.get("exclude") if mask else None
@@ -148,6 +153,28 @@ def _dispatch(recommender, params, index, valid, batch, mask, mesh, chunk) -> Ra
         asked, shown = shard_batch(asked, mesh), shard_batch(shown, mesh)
         positives, exclude = asked["positives"], asked.get("exclude")
     return _count(recommender, chunk, tiles, params, index, valid, shown, positives, exclude)
+
+
+def _listed(recommender, params, index, mask, k, batch) -> Ranks:
+    """Places in the k best of a model that searches."""
+    shown = {name: v for name, v in batch.items() if name not in HOST_ONLY}
+    if not mask:
+        shown.pop("exclude", None)
+    return _place(recommender, k, params, index, shown, batch["positives"])
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _place(recommender, k, params, index, batch, positives) -> Ranks:
+    items, scores = recommender.recommend(params, index, batch, k)
+    own = items[:, None, :] == positives[:, :, None]  # b p k
+    found = jnp.any(own, axis=-1)
+    score = jnp.sum(jnp.where(own, scores[:, None, :], 0), axis=-1)
+    greater = jnp.sum(scores[:, None, :] > score[:, :, None], axis=-1)
+    equal = jnp.sum(scores[:, None, :] == score[:, :, None], axis=-1) - 1
+    last = len(index["valid"])
+    known = jnp.take(index["valid"], positives, mode="fill", fill_value=False)
+    score = jnp.where(known, jnp.where(found, score, -1e9), -jnp.inf)
+    return Ranks(jnp.where(found, greater, last), jnp.where(found, equal, 0), score)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -21,6 +21,7 @@ from zoo import mesh as meshes
 from zoo.evaluation import evaluate
 from zoo.graft import graft
 from zoo.models import Entry, build, entry, trainable
+from zoo.models import fields as fields_of
 from zoo.optim import optimizer
 from zoo.recommender import Recommender, unchanged
 from zoo.settings import KS, Settings, check_metric, claim, identity, settings_for
@@ -42,6 +43,7 @@ class Fitted:
     best: dict[str, float]  # validation metrics of `params`
     history: list[dict[str, float]]  # one row an evaluation
     params_sha256: str  # of the final parameters
+    max_len: int  # events of a history that the model reads
 
 
 class Run:
@@ -59,7 +61,7 @@ class Run:
     ):
         s = self.settings = settings
         self.start = start
-        self.mesh, self.split, self.max_len = mesh, split, int(fields.get("max_len", 50))
+        self.mesh, self.split, self.max_len = mesh, split, _longest(model, fields)
         self.recommender = build(model, **fields)
         check_metric(s.select)
         meshes.check_batch_fits(s.batch, mesh)
@@ -139,6 +141,12 @@ class Run:
         return evaluate(
             self.recommender, params, self.catalogue, batches, KS, strata=None, candidates=allowed
         ).metrics
+
+
+def _longest(model: str, chosen: dict) -> int:
+    """Events of a history that the model reads; of models that read none, of the loader's rows."""
+    default = fields_of(model).get("max_len", (int, 50))[1]
+    return int(chosen.get("max_len", default))
 
 
 def _rates(model: str, fields: dict, start: Any) -> tuple[tuple[str, float], ...]:
@@ -275,4 +283,5 @@ def _fitted(run: Run, state: TrainState, progress: Progress, chosen) -> Fitted:
         progress.history[progress.best()] if progress.history else {},
         progress.history,
         params_sha256(meshes.fetch(state.params)),
+        run.max_len,
     )

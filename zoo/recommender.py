@@ -9,6 +9,9 @@ padding item and the last rows padding up to a round number:
     present     {m: bool[n]}       which items have the modality
     users       float32[u]         train counts of the users, row 0 the unknown one
 
+    codes       {v: int32[n,c]}    semantic ids by vocabulary, -1 where an item has none
+    sizes       {v: int32[c]}      codes of each level
+
 Models that need more make it themselves, once, in `prepare`: the graph family turns
     train       {users: int32[e], items: int32[e]}   the train interactions
 into sparse matrices (graph.py).
@@ -49,8 +52,9 @@ class Recommender(NamedTuple):
     """Pure functions; jit, grad, vmap and compose them. b batch, k results, c candidates.
 
     `encode` and `match` are the two halves of `score`: full ranking goes through the catalogue
-    in blocks and must not encode the user again for each one. `prepare` runs once a data set, on
-    the host; `draw` once a dispatch of steps (an epoch), on the device: pruned graphs.
+    in blocks and must not encode the user again for each one. A model that searches instead of
+    scanning has no `match` and is measured by the lists it recommends. `prepare` runs once a data
+    set, on the host; `draw` once a dispatch of steps (an epoch), on the device: pruned graphs.
     """
 
     init: Callable[..., Params]  # (key, catalogue, batch) -> params
@@ -59,7 +63,7 @@ class Recommender(NamedTuple):
     recommend: Callable[..., tuple[Array, Array]]  # (params, index, batch, k) -> [b,k], [b,k]
     score: Callable[..., Array]  # (params, index, batch, candidates [b,c]) -> [b,c]
     encode: Callable[..., Any]  # (params, index, batch) -> query, a pytree of [b,...]
-    match: Callable[..., Array]  # (params, index, query, items [c] or [b,c]) -> [b,c]
+    match: Callable[..., Array] | None  # (params, index, query, items [c] or [b,c]) -> [b,c]
     prepare: Callable[..., Catalogue] = unchanged  # (catalogue, parts: devices) -> catalogue
     draw: Callable[..., Catalogue] = unchanged  # (catalogue, key) -> catalogue
     incremental: Incremental | None = None  # where the model allows it

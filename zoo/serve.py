@@ -35,7 +35,7 @@ class Pretrained:
         self.config, self.split = bundle.config, bundle.split
         self.recommender = build(self.config["model"], **_fields(self.config["fields"]))
         self.params = jax.tree.map(jnp.asarray, bundle.params)
-        catalogue = self.recommender.prepare(bundle.catalogue, 1)
+        catalogue = self.recommender.prepare({**bundle.catalogue, **_codes(bundle)}, 1)
         self.catalogue = jax.tree.map(jnp.asarray, catalogue)
         self.item_ids = [str(x) for x in bundle.item_ids]
         self.titles = [str(x) for x in bundle.item_columns.get("title", [""] * len(self.item_ids))]
@@ -151,6 +151,15 @@ class Pretrained:
             f"{dataset.n_items}; they differ first at item {first}. Use the data it was "
             "trained on, with the same options (part, k_core, require)."
         )
+
+
+def _codes(bundle: Bundle) -> dict[str, dict]:
+    """The catalogue's `codes` and `sizes`, of a bundle that has semantic ids."""
+    parts: dict[str, dict] = {}
+    for name, x in (bundle.codes or {}).items():
+        part, vocabulary = name.split(".", 1)
+        parts.setdefault(part, {})[vocabulary] = x
+    return parts
 
 
 class Session:

@@ -84,16 +84,25 @@ class T5Attention(nn.Module):
     def __call__(
         self, x: Array, read: KeysValues, bias: Array | float, mask: Array, train: bool = False
     ) -> Array:
-        """x [b,w,t,d]; read [b,w,l,h,e], or [b,l,h,e] for all w alike; bias and mask broadcast to
-        [b,w,h,t,l]."""
+        """x [b,w,t,d] by what is read [b,w,l,h,e]; bias and mask broadcast to [b,w,h,t,l]."""
         keys, values = read
-        at = "bwl" if keys.ndim == 5 else "bl"
         q = self._split(self.query(x))
-        scores = jnp.einsum(f"bwthe,{at}he->bwhtl", q, keys).astype(jnp.float32) + bias
+        scores = jnp.einsum("bwthe,bwlhe->bwhtl", q, keys).astype(jnp.float32) + bias
         weights = jax.nn.softmax(jnp.where(mask, scores, -1e9)).astype(values.dtype)
         weights = self.drop(weights, deterministic=not train)
-        y = jnp.einsum(f"bwhtl,{at}he->bwthe", weights, values)
+        y = jnp.einsum("bwhtl,bwlhe->bwthe", weights, values)
         return self.out(y.reshape(*y.shape[:-2], -1))
+
+    def shared(self, x: Array, read: KeysValues, seen: Array, train: bool = False) -> Array:
+        """x [b,w,t,d] by the memory of its row [b,l,h,e], of which seen [b,w or 1,l] is shown.
+
+        All w x t are queries of one product, so that the memory is not repeated.
+        """
+        b, w, t, d = x.shape
+        seen = jnp.broadcast_to(seen, (b, w, seen.shape[2]))
+        mask = jnp.repeat(seen, t, axis=1)[:, None, None]
+        read = tuple(part[:, None] for part in read)
+        return self(x.reshape(b, 1, w * t, d), read, 0.0, mask, train).reshape(x.shape)
 
     def _split(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], self.heads, self.head_width)
@@ -139,8 +148,8 @@ class T5Block(nn.Module):
             read = tuple(jnp.concatenate(pair, axis=2) for pair in zip(past, read, strict=True))
         x = x + self._drop(self.attention(z, read, bias[None, None], mask, train), train)
         if self.cross:
-            z, shown = self.memory_norm(x), seen[:, :, None, None, :]
-            x = x + self._drop(self.memory(z, memory, 0.0, shown, train), train)
+            y = self.memory.shared(self.memory_norm(x), memory, seen, train)
+            x = x + self._drop(y, train)
         y = self._drop(nn.relu(self.ffn_in(self.ffn_norm(x))), train)
         return x + self._drop(self.ffn_out(y), train), read
 

@@ -11,7 +11,7 @@ from zoo.recommender import Recommender
 class Entry(NamedTuple):
     """One name of the register; nothing heavy is imported before `constructor()`."""
 
-    family: str  # sequential, two-tower, graph, floor
+    family: str  # sequential, generative, two-tower, graph, floor
     home: str  # module
     function: str
     fields: dict[str, Any]  # what the variant sets beside the constructor's defaults
@@ -91,6 +91,26 @@ MODELS: dict[str, Entry] = {
         "hstu:hstu",
         "arXiv 2402.17152",
         "SiLU attention without softmax, biases by position and time",
+    ),
+    "tiger": _entry(
+        "generative",
+        "tiger:tiger",
+        "arXiv 2305.05065",
+        "spells semantic ids, asked at every place of the history",
+    ),
+    "tiger_paper": _entry(
+        "generative",
+        "tiger:tiger",
+        "arXiv 2305.05065",
+        "the published recipe: every prefix encoded anew, code by code",
+        "last",
+        by_token=True,
+        causal=False,
+        layers=4,
+        decoder_layers=4,
+        heads=6,
+        head_width=64,
+        inner=1024,
     ),
     "two_tower": _entry(
         "two-tower",

@@ -1,0 +1,99 @@
+"""Which semantic ids a run uses: published ones of the data, a file's, or the content's own.
+
+letter_sid        a column of the items
+codes.json        a JSON index, as `zoo tokenize` and the field write it
+rkmeans           residual k-means of all content the data set has; of one with rkmeans:text
+random            the control: codes that mean nothing
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipelines import content
+from pipelines.codes import Codes, check_vectors, from_array, read_column, read_index
+from pipelines.schema import DataError, Dataset
+from zoo import quantize
+from zoo.semantic_ids import with_digit
+
+LEVELS, SIZE = 3, 256  # and a digit
+MOST = 1 << 16  # codes a level, of files
+MADE = ("rkmeans", "random")
+
+
+def sizes(codes: Codes, given: tuple[int, ...] | None = None) -> np.ndarray:
+    """int32 [c]: room of each level: the next power of two, so that new items find their codes."""
+    if given is not None:
+        return np.asarray(given, np.int32)
+    most = codes.codes[codes.present].max(axis=0) + 1
+    return (2 ** np.ceil(np.log2(np.maximum(most, 2)))).astype(np.int32)
+
+
+def coded(dataset: Dataset, wanted: str = "rkmeans", text: str = "lsa", seed: int = 0) -> dict:
+    """{vocabulary: (Codes, sizes int32[c])} of the names in `wanted`, parted by commas.
+
+    Raises DataError for a name that is none of those above, and for what `pipelines.codes` does.
+    """
+    return dict(_one(dataset, name.strip(), text, seed) for name in wanted.split(","))
+
+
+def _one(dataset: Dataset, name: str, text: str, seed: int) -> tuple[str, tuple]:
+    if name.split(":")[0] in MADE:
+        return name.replace(":", "_"), _made(dataset, name, text, seed)
+    if name in dataset.columns:
+        column = ["", *dataset.columns[name][1:]]
+        found = read_column(column, dataset.item_ids, name, MOST, True, True)
+    elif name.endswith(".json") and Path(name).is_file():
+        found = read_index(name, dataset.item_ids, MOST, partial=True, collisions=True)
+        name = Path(name).stem
+    else:
+        raise DataError(
+            f"codes '{name}': {dataset.name} has no such column and there is no such .json file. "
+            f"Its columns are {sorted(dataset.columns)}; {', '.join(MADE)} are made on the spot."
+        )
+    return name, (found, sizes(found))
+
+
+def _made(dataset: Dataset, name: str, text: str, seed: int) -> tuple[Codes, np.ndarray]:
+    """Three levels and a digit, with room for twice the digits there are."""
+    kind, _, modality = name.partition(":")
+    if kind == "random":
+        rng = np.random.default_rng(seed)
+        found = rng.integers(0, SIZE, (dataset.n_items, LEVELS)).astype(np.int32)
+        rows = np.arange(1, dataset.n_items + 1)
+    else:
+        x, present = _vectors(dataset, modality, text)
+        check_vectors(x, present, dataset.item_ids, SIZE)
+        rows = np.flatnonzero(present)
+        fitted = quantize.fit_residual(x[rows], LEVELS, SIZE, seed)
+        found = np.asarray(quantize.encode(fitted, x[rows]))
+    digits = with_digit(found)
+    table = np.zeros((dataset.n_items, LEVELS + 1), np.int32)
+    table[rows - 1] = digits
+    made = from_array(table)
+    made.present[:] = np.isin(np.arange(dataset.n_items + 1), rows)
+    return made, np.array([SIZE] * LEVELS + [2 * (digits[:, -1].max() + 1)], np.int32)
+
+
+def _vectors(dataset: Dataset, modality: str, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Content [n+1,f], modalities side by side, each of unit spread; which items have any."""
+    dataset, _ = content.with_features(dataset, text=text)
+    names = sorted(dataset.features) if not modality else [modality]
+    if not names or not set(names) <= set(dataset.features):
+        raise DataError(
+            f"rkmeans{':' if modality else ''}{modality}: {dataset.name} has features of "
+            f"{sorted(dataset.features) or 'nothing'}; codes need content."
+        )
+    parts = [dataset.features[m] * dataset.present[m][:, None] for m in names]
+    parts = [x / max(float(np.sqrt((x**2).sum(1).mean())), 1e-12) for x in parts]
+    present = np.any([dataset.present[m] for m in names], axis=0)
+    return np.concatenate(parts, axis=1).astype(np.float32), present
+
+
+def arrays(found: dict, rows: int) -> dict:
+    """{codes: {v: int32 [rows,c], -1 where an item has none}, sizes: {v: int32 [c]}}."""
+    table = {}
+    for name, (codes, _) in found.items():
+        own = np.where(codes.present[:, None], codes.codes, -1)
+        table[name] = np.pad(own, ((0, rows - len(own)), (0, 0)), constant_values=-1)
+    return {"codes": table, "sizes": {name: room for name, (_, room) in found.items()}}

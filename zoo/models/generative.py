@@ -1,0 +1,188 @@
+"""generative(...): an item is a word of a few codes, and the next one is spelled, code by code.
+
+    p(item | history) = prod_l p(c_l | c_1 .. c_{l-1}, history)
+
+A history is encoded once; a decoder of T5 blocks spells from its states. Training asks at every
+place of a packed row (`next`: a causal encoder, one pass a user) or at the end of every prefix
+(`last`: the published recipe, one pass a prefix). Serving is a beam search over the codes that
+exist (decode.py), so every item of a list exists.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo import trie as tries
+from zoo.decode import generate
+from zoo.encoders.t5 import KeysValues, T5Stack, normal
+from zoo.layers import segment_mask
+from zoo.losses import mean
+from zoo.recommender import Recommender
+
+Array = jax.Array
+
+
+class Speller(nn.Module):
+    """Histories of codes to states, and states to the log-probabilities of codes.
+
+    sizes: codes of each level; a code of level l is row offset_l + code of one table, shared by
+    the history, the decoder's input and, as in T5, its output. by_token: the encoder reads every
+    code, else every item as the sum of its codes.
+    """
+
+    sizes: tuple[int, ...]
+    encoder: T5Stack
+    decoder: T5Stack
+    by_token: bool = False
+
+    def setup(self):
+        d = self.decoder.width
+        self.codes = self.param("codes", normal(1.0), (sum(self.sizes), d))
+        self.start = self.param("start", normal(1.0), (d,))
+
+    @property
+    def offsets(self) -> list[int]:
+        """The row of each level's first code."""
+        return [sum(self.sizes[:i]) for i in range(len(self.sizes))]
+
+    def __call__(self, codes: Array, mask: Array, targets: Array, seen: Array) -> Array:
+        """Everything once, for init: histories [b,l,c] and targets [b,w,c] to [b,w]."""
+        memory = self.remember(self.read(codes, mask))
+        return self.likelihood(memory, seen, targets)
+
+    def read(self, codes: Array, mask: Array, train: bool = False) -> Array:
+        """States [b,l,d] (by_token [b,l*c,d]) of histories int[b,l,c]; mask bool [b,l,l]."""
+        present = (codes[:, :, :1] >= 0)[..., None]
+        x = self._embed(codes) * present  # b l c d
+        b, l, c, d = x.shape
+        if self.by_token:
+            mask = jnp.repeat(jnp.repeat(mask, c, axis=1), c, axis=2)
+            return self.encoder.encode(x.reshape(b, l * c, d), mask, train)
+        return self.encoder.encode(jnp.sum(x, axis=2) / c**0.5, mask, train)
+
+    def look(self, seen: Array) -> Array:
+        """Which states [b,w,l'] are seen where items [b,w,l] are."""
+        return jnp.repeat(seen, len(self.sizes), axis=2) if self.by_token else seen
+
+    def remember(self, states: Array) -> list[KeysValues]:
+        """Keys and values of the states, for every layer of the decoder."""
+        return self.decoder.read(states)
+
+    def likelihood(
+        self, memory: list[KeysValues], seen: Array, targets: Array, train: bool = False
+    ) -> Array:
+        """ln p float32 [b,w] of items int[b,w,c], all levels at once."""
+        x = self._embed(jnp.maximum(targets, 0))[:, :, :-1]
+        start = jnp.broadcast_to(self.start, (*x.shape[:2], 1, x.shape[-1]))
+        x = jnp.concatenate([start, x], axis=2)
+        h, _ = self.decoder.decode(x, memory, self.look(seen), None, train)
+        log_p = [self._log_p(h[:, :, i], i) for i in range(len(self.sizes))]
+        own = [
+            jnp.take_along_axis(p, jnp.maximum(targets[:, :, i : i + 1], 0), axis=-1)[..., 0]
+            for i, p in enumerate(log_p)
+        ]
+        return sum(own)
+
+    def step(
+        self, memory: list[KeysValues], seen: Array, past: Any, tokens: Array | None, level: int
+    ) -> tuple[Array, Any]:
+        """decode.Step: ln p [b,w,v] of the level's codes behind the tokens so far."""
+        if level == 0:
+            x = jnp.broadcast_to(self.start, (len(seen), 1, 1, len(self.start)))
+        else:
+            x = self.codes[tokens + self.offsets[level - 1]][:, :, None]
+        h, past = self.decoder.decode(x, memory, self.look(seen), past)
+        return self._log_p(h[:, :, 0], level), past
+
+    def _embed(self, codes: Array) -> Array:
+        first = jnp.array(self.offsets).reshape((1,) * (codes.ndim - 1) + (-1,))
+        return jnp.take(self.codes, jnp.maximum(codes, 0) + first, axis=0)
+
+    def _log_p(self, h: Array, level: int) -> Array:
+        first = self.offsets[level]
+        rows = self.codes[first : first + self.sizes[level]]
+        logits = jnp.einsum("bwd,vd->bwv", h * h.shape[-1] ** -0.5, rows)
+        return jax.nn.log_softmax(logits.astype(jnp.float32))
+
+
+def generative(
+    speller: Callable[[tuple[int, ...]], Speller], causal: bool, beam: int = 20
+) -> Recommender:
+    """speller(sizes) makes the module; causal: whether a place of a row sees what came after it.
+
+    beam: prefixes kept in the search; k where more are asked for.
+    """
+
+    def module(holder: dict) -> Speller:
+        return speller(holder["trie"].sizes)
+
+    def apply(params, holder, method, *args, key=None):
+        rngs = None if key is None else {"dropout": key}
+        return module(holder).apply({"params": params}, *args, method=method, rngs=rngs)
+
+    def init(key, catalogue, batch):
+        codes = jnp.zeros((1, 2, len(catalogue["trie"].sizes)), jnp.int32)
+        mask = jnp.ones((1, 2, 2), bool)
+        return module(catalogue).init(key, codes, mask, codes, mask)["params"]
+
+    def loss(params, catalogue, batch, key):
+        read_key, spell_key = jax.random.split(key)
+        table, targets = catalogue["codes"], batch["targets"]
+        mask = segment_mask(batch["segments"], causal)[:, 0]
+        history = jnp.take(table, batch["items"], axis=0)
+        states = apply(params, catalogue, "read", history, mask, True, key=read_key)
+        if "ends" in batch:
+            mask = jnp.take_along_axis(mask, batch["ends"][:, :, None], axis=1)
+        memory = apply(params, catalogue, "remember", states)
+        wanted = jnp.take(table, targets, axis=0)
+        own = apply(params, catalogue, "likelihood", memory, mask, wanted, True, key=spell_key)
+        weights = ((targets > 0) & (wanted[:, :, 0] >= 0)).astype(jnp.float32)
+        return -mean(own, weights), {"targets": jnp.sum(weights)}
+
+    def index(params, catalogue):
+        return {name: catalogue[name] for name in ("trie", "codes", "valid")}
+
+    def encode(params, index, batch):
+        seen = jnp.arange(batch["items"].shape[1])[None, :] <= batch["query"][:, None]
+        mask = segment_mask(batch["segments"] * seen, causal)[:, 0]
+        history = jnp.take(index["codes"], batch["items"], axis=0)
+        states = apply(params, index, "read", history, mask)
+        own = jnp.take_along_axis(mask, batch["query"][:, None, None], axis=1)
+        return {"memory": apply(params, index, "remember", states), "seen": own}
+
+    def recommend(params, index, batch, k):
+        query = encode(params, index, batch)
+        step = partial(apply, params, index, "step", query["memory"], query["seen"])
+        rows, exclude = len(batch["query"]), batch.get("exclude")
+        return generate(step, index["trie"], k, rows, beam, index["valid"], exclude)
+
+    def score(params, index, batch, candidates):
+        query, wanted = encode(params, index, batch), jnp.take(index["codes"], candidates, axis=0)
+        own = apply(params, index, "likelihood", query["memory"], query["seen"], wanted)
+        return jnp.where(wanted[:, :, 0] >= 0, own, -jnp.inf)
+
+    return Recommender(init, loss, index, recommend, score, encode, None, prepare=with_trie)
+
+
+def with_trie(catalogue: dict[str, Any], parts: int = 1) -> dict[str, Any]:
+    """The catalogue with one vocabulary's `codes` int32[n,c] and its `trie`, in place of all.
+
+    Raises ValueError without codes, or with several.
+    """
+    if "trie" in catalogue:
+        return catalogue
+    found = catalogue.get("codes", {})
+    if len(found) != 1:
+        raise ValueError(
+            f"this model spells items in one vocabulary of codes; the catalogue has "
+            f"{sorted(found) or 'none'}. Name one: --codes COLUMN, FILE.json or rkmeans."
+        )
+    name, codes = next(iter(found.items()))
+    sizes = tuple(int(v) for v in catalogue["sizes"][name])
+    kept = {k: v for k, v in catalogue.items() if k not in ("codes", "sizes")}
+    trie = tries.build(codes, sizes, codes[:, 0] >= 0, parts=parts)
+    return {**kept, "codes": codes, "trie": trie}
