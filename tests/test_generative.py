@@ -1,0 +1,230 @@
+"""Generative models: lists are the exact ranking, rows are causal, new items need no training."""
+
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pipelines import codes as coding_files
+from pipelines.loader import requests
+from pipelines.schema import DataError, Ragged
+from pipelines.synthetic import world as made_world
+from pipelines.transforms import pack
+from zoo import api, coding
+from zoo import mesh as meshes
+from zoo.models import MODELS, build
+from zoo.optim import optimizer
+from zoo.train import create, make_step
+
+N, LENGTH, SIZES = 40, 8, (4, 4, 8)
+SMALL = {"width": 16, "layers": 1, "decoder_layers": 1, "heads": 2, "head_width": 8, "inner": 16}
+SMALL |= {"max_len": LENGTH, "dropout": 0.0}
+NAMES = [name for name, entry in MODELS.items() if entry.family == "generative"]
+by_name = pytest.mark.parametrize("name", NAMES)
+
+
+@cache
+def world(n: int = N) -> tuple[dict, Ragged]:
+    """A catalogue of n coded items in 64 rows, items 7 and 8 with the same codes, 9 with none."""
+    rng = np.random.default_rng(0)
+    every = np.stack(np.unravel_index(rng.permutation(np.prod(SIZES)), SIZES), axis=1)
+    codes = np.full((64, 3), -1, np.int32)
+    codes[1 : n + 1] = every[:n]
+    codes[8], codes[9] = codes[7], -1
+    histories = [rng.permutation(N)[: rng.integers(3, 8)] + 1 for _ in range(20)]
+    catalogue = {
+        "valid": (np.arange(64) > 0) & (np.arange(64) <= n),
+        "popularity": np.ones(64, np.float32),
+        "codes": {"own": codes},
+        "sizes": {"own": np.array(SIZES, np.int32)},
+        "users": np.ones(64, np.float32),
+    }
+    return catalogue, Ragged.of([[], *histories])
+
+
+@cache
+def made(name: str, **fields):
+    """(recommender, params, prepared catalogue, batch) of a small model."""
+    recommender = build(name, **{**SMALL, **fields})
+    catalogue = jax.tree.map(jnp.asarray, recommender.prepare({**world()[0]}, 1))
+    batch = pack(world()[1], LENGTH, scheme=MODELS[name].targets)
+    params = jax.jit(recommender.init)(jax.random.key(0), catalogue, batch)
+    return recommender, params, catalogue, batch
+
+
+def asked(rows=slice(1, 7)) -> dict[str, np.ndarray]:
+    histories = world()[1].take(np.arange(21)[rows])
+    return requests(histories, np.zeros(len(histories), np.int32), LENGTH, LENGTH)
+
+
+@by_name
+def test_names_are_given_by_hand_and_gradients_reach_everything(name):
+    recommender, params, catalogue, batch = made(name)
+    grad = jax.jit(jax.value_and_grad(recommender.loss, has_aux=True))
+    (loss, told), grads = grad(params, catalogue, batch, jax.random.key(1))
+    assert np.isfinite(loss) and told["targets"] > 0
+    for path, g in jax.tree_util.tree_flatten_with_path(grads)[0]:
+        where = meshes.path_name(path)
+        assert where.islower() and np.isfinite(g).all() and np.abs(g).max() > 0, where
+
+
+@by_name
+def test_a_wide_beam_is_the_exact_ranking_and_scores_are_likelihoods(name):
+    recommender, params, catalogue, _ = made(name)
+    index = jax.jit(recommender.index)(params, catalogue)
+    batch = asked()
+    batch["exclude"] = batch["exclude"] * 0
+    every = jnp.broadcast_to(jnp.arange(64)[None], (len(batch["items"]), 64))
+    exact = np.array(jax.jit(recommender.score)(params, index, batch, every))
+    assert np.isneginf(exact[:, [0, 9]]).all()  # padding and the item without codes
+    exact[:, ~np.asarray(catalogue["valid"])] = -np.inf
+    items, scores = jax.jit(recommender.recommend, static_argnums=3)(params, index, batch, N - 1)
+    order = np.argsort(-exact, axis=1, kind="stable")[:, : N - 1]
+    np.testing.assert_allclose(scores, np.take_along_axis(exact, order, 1), atol=1e-4)
+    np.testing.assert_allclose(scores, np.take_along_axis(exact, np.asarray(items), 1), atol=1e-4)
+    total = np.exp(exact[:, [i for i in range(1, N + 1) if i != 8]]).sum(1)
+    assert (total < 1).all()  # the rest is on codes that nobody has
+
+
+@by_name
+def test_lists_exist_are_unique_and_new_to_the_user(name):
+    recommender, params, catalogue, _ = made(name, beam=5)
+    index = jax.jit(recommender.index)(params, catalogue)
+    batch = asked()
+    items = np.asarray(
+        jax.jit(recommender.recommend, static_argnums=3)(params, index, batch, 12)[0]
+    )
+    for row, past in zip(items, batch["exclude"], strict=True):
+        assert len(set(row)) == 12 and not set(row) & set(past.tolist())
+        assert np.asarray(catalogue["valid"])[row].all() and 9 not in row
+
+
+@by_name
+def test_rows_do_not_see_each_other_nor_what_comes_later(name):
+    recommender, params, catalogue, batch = made(name)
+    weigh = jax.jit(recommender.loss)
+    key = jax.random.key(0)
+    alone = []
+    for row in range(len(batch["items"])):
+        one = {k: v[row : row + 1] for k, v in batch.items()}
+        loss, told = weigh(params, catalogue, one, key)
+        alone.append((float(loss), float(told["targets"])))
+    loss, told = weigh(params, catalogue, batch, key)
+    mean = sum(x * n for x, n in alone) / sum(n for _, n in alone)
+    np.testing.assert_allclose(loss, mean, rtol=1e-5)
+    if MODELS[name].targets == "next":
+        later = dict(batch, items=batch["items"].copy())
+        later["items"][:, -1] = 5
+        first = {k: v[:, :4] for k, v in batch.items()}
+        cut = dict(later, targets=later["targets"] * (np.arange(LENGTH) < 4)[None])
+        np.testing.assert_allclose(
+            weigh(params, catalogue, first, key)[0],
+            weigh(params, catalogue, cut, key)[0],
+            rtol=1e-5,
+        )
+
+
+def test_asking_everywhere_at_once_is_asking_prefix_by_prefix():
+    recommender, params, catalogue, batch = made("tiger")
+    loss, told = jax.jit(recommender.loss)(params, catalogue, batch, jax.random.key(0))
+    index, total, count = jax.jit(recommender.index)(params, catalogue), 0.0, 0
+    likelihood = jax.jit(recommender.score)
+    histories = world()[1]
+    cut = [(histories[u][:i], histories[u][i]) for u in range(1, 21) for i in range(1, 8)
+           if i < len(histories[u])]  # fmt: skip
+    ask = requests(Ragged.of([h for h, _ in cut]), np.zeros(len(cut), np.int32), LENGTH, LENGTH)
+    own = likelihood(params, index, ask, jnp.array([[t] for _, t in cut]))
+    own = np.asarray(own)[:, 0]
+    kept = np.isfinite(own)
+    total, count = -own[kept].sum(), kept.sum()
+    assert count == told["targets"]
+    np.testing.assert_allclose(loss, total / count, rtol=1e-4)
+
+
+def test_a_few_sequences_are_learned_by_heart():
+    recommender, params, catalogue, batch = made("tiger")
+    chain = optimizer(rate=1e-2)
+    state = create(recommender, chain, catalogue, batch, 0)
+    step = jax.jit(make_step(recommender, chain, 0))
+    for _ in range(150):
+        state, told = step(state, catalogue, batch)
+    index = jax.jit(recommender.index)(state.params, catalogue)
+    histories = world()[1]
+    past = Ragged.of([h[:-1] for h in (histories[u] for u in range(1, 21))])
+    last = [histories[u][-1] for u in range(1, 21)]
+    ask = requests(past, np.zeros(20, np.int32), LENGTH, LENGTH)
+    items = jax.jit(recommender.recommend, static_argnums=3)(state.params, index, ask, 2)[0]
+    known = [i for i, t in enumerate(last) if t != 9]
+    hits = [last[i] in np.asarray(items)[i] for i in known]
+    assert np.mean(hits) >= 0.9
+
+
+def test_new_items_are_recommended_by_a_trained_model_as_it_is():
+    recommender, params, catalogue, _ = made("tiger")
+    grown = jax.tree.map(jnp.asarray, recommender.prepare({**world(N + 10)[0]}, 1))
+    old, new = (jax.jit(recommender.index)(params, c) for c in (catalogue, grown))
+    assert np.array_equal(old["codes"][: N + 1], new["codes"][: N + 1])
+    listed = jax.jit(recommender.recommend, static_argnums=3)
+    items, scores = listed(params, new, asked(), 45)
+    assert (np.asarray(items) > N).any()
+    before, likely = listed(params, old, asked(), 30)
+    for row, past in enumerate(np.asarray(before)):
+        kept = [i for i in np.asarray(items)[row] if 0 < i <= N]
+        assert [i for i in kept if i in past][:10] == past[:10].tolist()
+
+
+def test_codes_of_a_data_set_and_their_errors(tmp_path):
+    data = made_world(n_items=300, n_users=40).dataset
+    found, room = coding.coded(data, "rkmeans")["rkmeans"]
+    assert room.tolist()[:3] == [256] * 3 and found.present[1:].all()
+    assert len({tuple(c) for c in found.codes[1:]}) == 300
+    coding_files.write_index(tmp_path / "own.json", found, data.item_ids)
+    again, _ = coding.coded(data, str(tmp_path / "own.json"))["own"]
+    assert np.array_equal(again.codes, found.codes)
+    with pytest.raises(DataError, match="no such column"):
+        coding.coded(data, "letter_sid")
+    with pytest.raises(DataError, match="cannot fill 256 codes"):
+        coding.coded(made_world(n_items=60, n_users=20).dataset, "rkmeans")
+    with pytest.raises(DataError, match="codes need content"):
+        coding.coded(data, "rkmeans:smell")
+    other = replace(data, item_ids=np.array(["", *[f"x{i}" for i in range(300)]], object))
+    with pytest.raises(DataError, match="another catalogue"):
+        coding.coded(other, str(tmp_path / "own.json"))
+    with pytest.raises(ValueError, match="one vocabulary"):
+        build("tiger").prepare({"codes": {}, "valid": np.ones(4, bool)}, 1)
+
+
+def test_trained_saved_and_loaded_back_it_gives_the_same_lists(tmp_path):
+    data = api.load_data(
+        made_world(n_items=300, n_users=60, length=(4, 6)).dataset, api.DataOptions(codes="random")
+    )
+    settings = api.settings_for("tiger", steps=4, batch=4, evaluate_every=4)
+    fitted, seen = api.fit("tiger", data, tmp_path, settings, **SMALL)
+    assert fitted.max_len == LENGTH
+    bundle = api.from_pretrained(tmp_path)
+    theirs = api.evaluate(bundle, seen, "valid", batch=512).metrics
+    assert {k: fitted.best[k] for k in theirs} == theirs
+    lines = bundle.recommend(bundle.item_ids[1:4], k=5)
+    assert len({line.item for line in lines}) == 5
+    session = bundle.session()
+    for item in bundle.item_ids[1:4]:
+        session.append(item)
+    assert [line.item for line in session.recommend(5)] == [line.item for line in lines]
+
+
+def test_on_a_mesh_the_lists_are_the_same():
+    recommender, params, catalogue, _ = made("tiger")
+    mesh = meshes.make_mesh(4, 2)
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "model")))
+    prepared = recommender.prepare({**world()[0]}, 8)
+    with jax.set_mesh(mesh):
+        far = jax.device_put(prepared, spread)
+        index = jax.jit(recommender.index)(params, far)
+        there = jax.jit(recommender.recommend, static_argnums=3)(params, index, asked(), 6)
+    index = jax.jit(recommender.index)(params, catalogue)
+    here = jax.jit(recommender.recommend, static_argnums=3)(params, index, asked(), 6)
+    assert np.array_equal(here[0], there[0])
+    np.testing.assert_allclose(here[1], there[1], atol=1e-5)
