@@ -41,6 +41,10 @@ def world(n: int = N) -> tuple[dict, Ragged]:
         "codes": {"own": codes},
         "sizes": {"own": np.array(SIZES, np.int32)},
         "users": np.ones(64, np.float32),
+        "vectors": {
+            "items": rng.normal(size=(64, 10)).astype(np.float32),
+            "users": rng.normal(size=(64, 10)).astype(np.float32),
+        },
     }
     return catalogue, Ragged.of([[], *histories])
 
@@ -56,8 +60,8 @@ def made(name: str, **fields):
 
 
 def asked(rows=slice(1, 7)) -> dict[str, np.ndarray]:
-    histories = world()[1].take(np.arange(21)[rows])
-    return requests(histories, np.zeros(len(histories), np.int32), LENGTH, LENGTH)
+    users = np.arange(21, dtype=np.int32)[rows]
+    return requests(world()[1].take(users), users, LENGTH, LENGTH)
 
 
 @by_name
@@ -142,6 +146,26 @@ def test_asking_everywhere_at_once_is_asking_prefix_by_prefix():
     total, count = -own[kept].sum(), kept.sum()
     assert count == told["targets"]
     np.testing.assert_allclose(loss, total / count, rtol=1e-4)
+
+
+def test_a_set_has_no_order_and_a_stranger_is_the_mean_of_it():
+    recommender, params, catalogue, _ = made("mmgrec")
+    index = jax.jit(recommender.index)(params, catalogue)
+    listed = jax.jit(recommender.recommend, static_argnums=3)
+    batch = asked()
+    items, scores = listed(params, index, batch, 6)
+    turned = dict(batch, items=batch["items"].copy())
+    for row in turned["items"]:
+        kept = np.count_nonzero(row)
+        row[:kept] = row[:kept][::-1]
+    again, same = listed(params, index, turned, 6)
+    assert np.array_equal(items, again)
+    np.testing.assert_allclose(scores, same, atol=1e-5)
+    _, strange = listed(params, index, dict(batch, users=0 * batch["users"]), 6)
+    assert np.isfinite(strange).all() and np.abs(strange - scores).max() > 1e-6
+    with pytest.raises(ValueError, match="vectors of a trained graph model"):
+        bare = {k: v for k, v in catalogue.items() if k != "vectors"}
+        recommender.init(jax.random.key(0), bare, pack(world()[1], LENGTH, scheme="rest"))
 
 
 def test_a_few_sequences_are_learned_by_heart():

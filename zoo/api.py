@@ -68,13 +68,19 @@ class Data:
     split: Split
     options: DataOptions = DataOptions()
     codes: dict[str, Any] = field(default_factory=dict)  # semantic ids, where a model spells them
+    vectors: dict[str, np.ndarray] = field(default_factory=dict)  # of another run: items, users
 
     def catalogue(self, mesh: Mesh | None = None) -> dict[str, Any]:
         """Per-item (and per-user) arrays for a model, numpy, padded to a round number of rows."""
         rows = meshes.table_rows(self.dataset.n_items, mesh)
         user_rows = meshes.table_rows(self.dataset.n_users, mesh)
         made = loaders.catalogue(self.dataset, self.split, rows, user_rows)
-        return made | (coding.arrays(self.codes, rows) if self.codes else {})
+        made |= coding.arrays(self.codes, rows) if self.codes else {}
+        return made | ({"vectors": self._vectors(rows, user_rows)} if self.vectors else {})
+
+    def _vectors(self, rows: int, user_rows: int) -> dict[str, np.ndarray]:
+        room = {"items": rows, "users": user_rows}
+        return {k: _padded(x, room[k]) for k, x in self.vectors.items()}
 
     def linked(self, catalogue: dict[str, Any]) -> dict[str, Any]:
         """`catalogue` with the train interactions, from which graphs are made."""
@@ -132,6 +138,33 @@ def prepare(data: Data, sources_wanted: str) -> Data:
     return replace(data, dataset=dataset)
 
 
+def _padded(x: np.ndarray, rows: int) -> np.ndarray:
+    """x at `rows` rows: tables end in padding, more of it or less."""
+    return np.pad(x[:rows], ((0, max(0, rows - len(x))), (0, 0)))
+
+
+def with_vectors(data: Data, run: Pretrained | str | Path) -> Data:
+    """With the user and item vectors of a trained run, frozen: what its index scores by.
+
+    Raises ValueError for a run on other items or another split, or of a model without vectors.
+    """
+    bundle = run if isinstance(run, Pretrained) else from_pretrained(run)
+    bundle.check_same_items(data.dataset)
+    if bundle.split["hash"] != data.split.hash:
+        raise ValueError(
+            f"the vectors were trained on split {bundle.split['hash'][:12]}, this one is "
+            f"{data.split.hash[:12]}: they would know what is held out here."
+        )
+    found = meshes.fetch(bundle.index) if "vectors" not in bundle.catalogue else {}
+    if not {"table", "users"} <= set(found):
+        raise ValueError(
+            f"{bundle.config['model']} keeps {sorted(found)}; expected vectors of items and "
+            "users, as graph models have them (zoo train graphsage)."
+        )
+    vectors = {"items": np.asarray(found["table"]), "users": np.asarray(found["users"])}
+    return replace(data, vectors=vectors)
+
+
 def with_codes(data: Data) -> Data:
     """With the semantic ids that its options name."""
     found = coding.coded(data.dataset, data.options.codes, data.options.text)
@@ -154,11 +187,13 @@ def fit(
     mesh: Mesh | None = None,
     report=lambda step, steps, metrics: None,
     graft: Pretrained | str | Path | None = None,
+    vectors: Pretrained | str | Path | None = None,
     **chosen: Any,
 ) -> tuple[Fitted, Data]:
     """Train a model of the register on data; with `out`, resumable, and a bundle at OUT/bundle.
 
     graft: a pretrained run or bundle; its parameters take the place of fresh ones (graft.py).
+    vectors: a run whose user and item vectors the model reads, frozen.
     Returns the fitted model and the data as the model saw it (content features included).
     """
     known = entry(model)
@@ -169,6 +204,7 @@ def fit(
         log.warning("%s splits sets: their file order is taken for time", data.split.protocol)
     data = prepare(data, _wanted(model, chosen))
     data = with_codes(data) if known.family == "generative" else data
+    data = with_vectors(data, vectors) if vectors is not None else data
     catalogue = data.catalogue(mesh)
     catalogue = data.linked(catalogue) if known.family == "graph" else catalogue
     start = pretrained_for(model, graft, data) if graft is not None else None
@@ -276,6 +312,7 @@ def save(
     kept = ("valid", "popularity") + (("features", "present") if uses_content else ())
     kept += ("users",) if graph or chosen.get("user") == "id" else ()
     kept += ("train",) if graph else ()
+    kept += ("vectors",) if data.vectors else ()
     columns = {"title": data.dataset.columns["title"]} if _titled(data, titles) else {}
     known = fields(model)
     config = {

@@ -83,6 +83,8 @@ def train_args(model: str, **preset: Any) -> type:
         """Further data sets, merged with the first: users and items side by side."""
         graft: str | None = None
         """A pretrained run or bundle whose parameters to start from."""
+        vectors: str | None = None
+        """A run whose user and item vectors the model reads, frozen (mmgrec)."""
         objective: str | None = None
         """Short for --model.objective, where the model has one."""
         model: model_args = model_args()

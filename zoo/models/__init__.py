@@ -112,6 +112,13 @@ MODELS: dict[str, Entry] = {
         head_width=64,
         inner=1024,
     ),
+    "mmgrec": _entry(
+        "generative",
+        "mmgrec:mmgrec",
+        "arXiv 2404.16555",
+        "spells Rec-IDs from the set of a user's other items",
+        "rest",
+    ),
     "two_tower": _entry(
         "two-tower",
         "two_tower:two_tower",

@@ -49,13 +49,14 @@ class Speller(nn.Module):
         """The row of each level's first code."""
         return [sum(self.sizes[:i]) for i in range(len(self.sizes))]
 
-    def __call__(self, codes: Array, mask: Array, targets: Array, seen: Array) -> Array:
-        """Everything once, for init: histories [b,l,c] and targets [b,w,c] to [b,w]."""
-        memory = self.remember(self.read(codes, mask))
-        return self.likelihood(memory, seen, targets)
+    def __call__(self, history: tuple, mask: Array, targets: Array) -> Array:
+        """Everything once, for init: histories and as many targets int[b,l,c] to [b,l]."""
+        memory = self.remember(self.read(history, mask))
+        return self.likelihood(memory, mask, targets)
 
-    def read(self, codes: Array, mask: Array, train: bool = False) -> Array:
-        """States [b,l,d] (by_token [b,l*c,d]) of histories int[b,l,c]; mask bool [b,l,l]."""
+    def read(self, history: tuple, mask: Array, train: bool = False) -> Array:
+        """States [b,l,d] (by_token [b,l*c,d]) of the codes int[b,l,c]; mask bool [b,l,l]."""
+        (codes,) = history
         present = (codes[:, :, :1] >= 0)[..., None]
         x = self._embed(codes) * present  # b l c d
         b, l, c, d = x.shape
@@ -109,12 +110,22 @@ class Speller(nn.Module):
         return jax.nn.log_softmax(logits.astype(jnp.float32))
 
 
-def generative(
-    speller: Callable[[tuple[int, ...]], Speller], causal: bool, beam: int = 20
-) -> Recommender:
-    """speller(sizes) makes the module; causal: whether a place of a row sees what came after it.
+def codes_of(holder: dict, batch: dict) -> tuple[Array]:
+    """What Speller.read reads of a batch: the codes of its items."""
+    return (jnp.take(holder["codes"], batch["items"], axis=0),)
 
-    beam: prefixes kept in the search; k where more are asked for.
+
+def generative(
+    speller: Callable[[tuple[int, ...]], Speller],
+    causal: bool,
+    beam: int = 20,
+    history: Callable[[dict, dict], tuple] = codes_of,
+    keep: tuple[str, ...] = (),
+) -> Recommender:
+    """speller(sizes) makes the module; causal: whether a place of a row hides what came later.
+
+    beam: prefixes kept in the search; k where more are asked for. history(catalogue or index,
+    batch): what the module reads of a batch; keep: what of the catalogue that needs when serving.
     """
 
     def module(holder: dict) -> Speller:
@@ -125,16 +136,16 @@ def generative(
         return module(holder).apply({"params": params}, *args, method=method, rngs=rngs)
 
     def init(key, catalogue, batch):
-        codes = jnp.zeros((1, 2, len(catalogue["trie"].sizes)), jnp.int32)
-        mask = jnp.ones((1, 2, 2), bool)
-        return module(catalogue).init(key, codes, mask, codes, mask)["params"]
+        mask = segment_mask(batch["segments"], causal)[:, 0]
+        targets = jnp.take(catalogue["codes"], batch["items"], axis=0)
+        return module(catalogue).init(key, history(catalogue, batch), mask, targets)["params"]
 
     def loss(params, catalogue, batch, key):
         read_key, spell_key = jax.random.split(key)
         table, targets = catalogue["codes"], batch["targets"]
         mask = segment_mask(batch["segments"], causal)[:, 0]
-        history = jnp.take(table, batch["items"], axis=0)
-        states = apply(params, catalogue, "read", history, mask, True, key=read_key)
+        read = history(catalogue, batch)
+        states = apply(params, catalogue, "read", read, mask, True, key=read_key)
         if "ends" in batch:
             mask = jnp.take_along_axis(mask, batch["ends"][:, :, None], axis=1)
         memory = apply(params, catalogue, "remember", states)
@@ -144,13 +155,12 @@ def generative(
         return -mean(own, weights), {"targets": jnp.sum(weights)}
 
     def index(params, catalogue):
-        return {name: catalogue[name] for name in ("trie", "codes", "valid")}
+        return {name: catalogue[name] for name in ("trie", "codes", "valid", *keep)}
 
     def encode(params, index, batch):
         seen = jnp.arange(batch["items"].shape[1])[None, :] <= batch["query"][:, None]
         mask = segment_mask(batch["segments"] * seen, causal)[:, 0]
-        history = jnp.take(index["codes"], batch["items"], axis=0)
-        states = apply(params, index, "read", history, mask)
+        states = apply(params, index, "read", history(index, batch), mask)
         own = jnp.take_along_axis(mask, batch["query"][:, None, None], axis=1)
         return {"memory": apply(params, index, "remember", states), "seen": own}
 
