@@ -137,6 +137,12 @@ EXPERIMENTS: dict[str, dict] = {
         for data, where in GRAPH_DATA.items()
     },
     **TRANSFER,
+    "rpg-beauty": {
+        "model": "rpg",
+        "data": "amazon-beauty",
+        "options": {"codes": "opq:text"},
+        "settings": {"epochs": 60, "rate": 2e-3, "evaluate_every": 212, "patience": 3},
+    },
     "tiger-letter-beauty": {**TIGER, "options": {"codes": "letter_sid"}},
     "tiger-rkmeans-beauty": {**TIGER, "options": {"codes": "rkmeans:text"}},
     "tiger-random-beauty": {**TIGER, "options": {"codes": "random"}},

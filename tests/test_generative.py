@@ -22,8 +22,10 @@ from zoo.train import create, make_step
 N, LENGTH, SIZES = 40, 8, (4, 4, 8)
 SMALL = {"width": 16, "layers": 1, "decoder_layers": 1, "heads": 2, "head_width": 8, "inner": 16}
 SMALL |= {"max_len": LENGTH, "dropout": 0.0}
+PARALLEL = {"width": 16, "layers": 1, "heads": 2, "max_len": LENGTH, "dropout": 0.0, "size": 8}
 NAMES = [name for name, entry in MODELS.items() if entry.family == "generative"]
 by_name = pytest.mark.parametrize("name", NAMES)
+searching = pytest.mark.parametrize("name", [name for name in NAMES if name != "rpg"])
 
 
 @cache
@@ -52,7 +54,7 @@ def world(n: int = N) -> tuple[dict, Ragged]:
 @cache
 def made(name: str, **fields):
     """(recommender, params, prepared catalogue, batch) of a small model."""
-    recommender = build(name, **{**SMALL, **fields})
+    recommender = build(name, **{**(PARALLEL if name == "rpg" else SMALL), **fields})
     catalogue = jax.tree.map(jnp.asarray, recommender.prepare({**world()[0]}, 1))
     batch = pack(world()[1], LENGTH, scheme=MODELS[name].targets)
     params = jax.jit(recommender.init)(jax.random.key(0), catalogue, batch)
@@ -75,7 +77,7 @@ def test_names_are_given_by_hand_and_gradients_reach_everything(name):
         assert where.islower() and np.isfinite(g).all() and np.abs(g).max() > 0, where
 
 
-@by_name
+@searching
 def test_a_wide_beam_is_the_exact_ranking_and_scores_are_likelihoods(name):
     recommender, params, catalogue, _ = made(name)
     index = jax.jit(recommender.index)(params, catalogue)
@@ -93,7 +95,7 @@ def test_a_wide_beam_is_the_exact_ranking_and_scores_are_likelihoods(name):
     assert (total < 1).all()  # the rest is on codes that nobody has
 
 
-@by_name
+@searching
 def test_lists_exist_are_unique_and_new_to_the_user(name):
     recommender, params, catalogue, _ = made(name, beam=5)
     index = jax.jit(recommender.index)(params, catalogue)
@@ -129,6 +131,22 @@ def test_rows_do_not_see_each_other_nor_what_comes_later(name):
             weigh(params, catalogue, cut, key)[0],
             rtol=1e-5,
         )
+
+
+def test_parallel_codes_are_scored_as_their_definition_says():
+    recommender, params, catalogue, batch = made("rpg")
+    index = jax.jit(recommender.index)(params, catalogue)
+    log_p = np.asarray(jax.jit(recommender.encode)(params, index, asked()))  # b c v
+    np.testing.assert_allclose(np.exp(log_p).sum(-1), 1, rtol=1e-5)
+    codes = np.asarray(catalogue["codes"])
+    own = np.mean([log_p[:, d, codes[1:9, d]] for d in range(3)], axis=0)
+    every = jnp.broadcast_to(jnp.arange(1, 10)[None], (6, 9))
+    found = np.asarray(jax.jit(recommender.score)(params, index, asked(), every))
+    np.testing.assert_allclose(found[:, :8], own, atol=1e-5)
+    assert (found[:, 8] < -1e8).all()  # item 9 has no codes
+    np.testing.assert_allclose(found[:, 6], found[:, 7], atol=1e-6)  # one id for two items
+    with pytest.raises(ValueError, match="--model.size 8"):
+        build("rpg", size=4).prepare({**world()[0]}, 1)
 
 
 def test_asking_everywhere_at_once_is_asking_prefix_by_prefix():

@@ -18,7 +18,8 @@ from zoo.semantic_ids import with_digit
 
 LEVELS, SIZE = 3, 256  # and a digit
 MOST = 1 << 16  # codes a level, of files
-MADE = ("rkmeans", "random")
+GROUPS, ROTATIONS = 16, 10  # of OPQ
+MADE = ("rkmeans", "opq", "random")
 
 
 def sizes(codes: Codes, given: tuple[int, ...] | None = None) -> np.ndarray:
@@ -55,24 +56,34 @@ def _one(dataset: Dataset, name: str, text: str, seed: int) -> tuple[str, tuple]
 
 
 def _made(dataset: Dataset, name: str, text: str, seed: int) -> tuple[Codes, np.ndarray]:
-    """Three levels and a digit, with room for twice the digits there are."""
+    """Levels of 256 codes and, but for opq, a digit with room for twice those there are."""
     kind, _, modality = name.partition(":")
     if kind == "random":
-        rng = np.random.default_rng(seed)
-        found = rng.integers(0, SIZE, (dataset.n_items, LEVELS)).astype(np.int32)
         rows = np.arange(1, dataset.n_items + 1)
+        found = np.random.default_rng(seed).integers(0, SIZE, (len(rows), LEVELS))
     else:
         x, present = _vectors(dataset, modality, text)
         check_vectors(x, present, dataset.item_ids, SIZE)
         rows = np.flatnonzero(present)
-        fitted = quantize.fit_residual(x[rows], LEVELS, SIZE, seed)
-        found = np.asarray(quantize.encode(fitted, x[rows]))
-    digits = with_digit(found)
-    table = np.zeros((dataset.n_items, LEVELS + 1), np.int32)
-    table[rows - 1] = digits
+        found = _quantised(kind, x[rows], seed)
+    room = [SIZE] * found.shape[1]
+    if kind != "opq":
+        found = with_digit(found)
+        room.append(2 * (int(found[:, -1].max()) + 1))
+    table = np.zeros((dataset.n_items, found.shape[1]), np.int32)
+    table[rows - 1] = found
     made = from_array(table)
     made.present[:] = np.isin(np.arange(dataset.n_items + 1), rows)
-    return made, np.array([SIZE] * LEVELS + [2 * (digits[:, -1].max() + 1)], np.int32)
+    return made, np.array(room, np.int32)
+
+
+def _quantised(kind: str, x: np.ndarray, seed: int) -> np.ndarray:
+    if kind == "opq":
+        x = np.pad(x, ((0, 0), (0, -x.shape[1] % GROUPS)))
+        fitted = quantize.fit_product(x, GROUPS, SIZE, seed, rotations=ROTATIONS)
+    else:
+        fitted = quantize.fit_residual(x, LEVELS, SIZE, seed)
+    return np.asarray(quantize.encode(fitted, x))
 
 
 def _vectors(dataset: Dataset, modality: str, text: str) -> tuple[np.ndarray, np.ndarray]:

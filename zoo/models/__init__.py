@@ -119,6 +119,12 @@ MODELS: dict[str, Entry] = {
         "spells Rec-IDs from the set of a user's other items",
         "rest",
     ),
+    "rpg": _entry(
+        "generative",
+        "rpg:rpg",
+        "arXiv 2506.05781",
+        "long unordered ids, all codes at once, every item scored",
+    ),
     "two_tower": _entry(
         "two-tower",
         "two_tower:two_tower",

@@ -179,12 +179,17 @@ def generative(
 
 
 def with_trie(catalogue: dict[str, Any], parts: int = 1) -> dict[str, Any]:
-    """The catalogue with one vocabulary's `codes` int32[n,c] and its `trie`, in place of all.
-
-    Raises ValueError without codes, or with several.
-    """
+    """The catalogue with one vocabulary's `codes` int32[n,c] and its `trie`, in place of all."""
     if "trie" in catalogue:
         return catalogue
+    _, codes, sizes = one_vocabulary(catalogue)
+    kept = {k: v for k, v in catalogue.items() if k not in ("codes", "sizes")}
+    trie = tries.build(codes, sizes, codes[:, 0] >= 0, parts=parts)
+    return {**kept, "codes": codes, "trie": trie}
+
+
+def one_vocabulary(catalogue: dict[str, Any]) -> tuple[str, Array, tuple[int, ...]]:
+    """Name, codes int32[n,c] and sizes. Raises ValueError without codes, or with several."""
     found = catalogue.get("codes", {})
     if len(found) != 1:
         raise ValueError(
@@ -192,7 +197,4 @@ def with_trie(catalogue: dict[str, Any], parts: int = 1) -> dict[str, Any]:
             f"{sorted(found) or 'none'}. Name one: --codes COLUMN, FILE.json or rkmeans."
         )
     name, codes = next(iter(found.items()))
-    sizes = tuple(int(v) for v in catalogue["sizes"][name])
-    kept = {k: v for k, v in catalogue.items() if k not in ("codes", "sizes")}
-    trie = tries.build(codes, sizes, codes[:, 0] >= 0, parts=parts)
-    return {**kept, "codes": codes, "trie": trie}
+    return name, codes, tuple(int(v) for v in catalogue["sizes"][name])
