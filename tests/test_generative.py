@@ -25,7 +25,9 @@ SMALL |= {"max_len": LENGTH, "dropout": 0.0}
 PARALLEL = {"width": 16, "layers": 1, "heads": 2, "max_len": LENGTH, "dropout": 0.0, "size": 8}
 NAMES = [name for name, entry in MODELS.items() if entry.family == "generative"]
 by_name = pytest.mark.parametrize("name", NAMES)
-searching = pytest.mark.parametrize("name", [name for name in NAMES if name != "rpg"])
+searching = pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in ("rpg", "liger")]
+)
 
 
 @cache
@@ -39,7 +41,9 @@ def world(n: int = N) -> tuple[dict, Ragged]:
     histories = [rng.permutation(N)[: rng.integers(3, 8)] + 1 for _ in range(20)]
     catalogue = {
         "valid": (np.arange(64) > 0) & (np.arange(64) <= n),
-        "popularity": np.ones(64, np.float32),
+        "popularity": (np.arange(64) < N - 4).astype(np.float32),  # the last ones are cold
+        "features": {"text": rng.normal(size=(64, 6)).astype(np.float32)},
+        "present": {"text": np.arange(64) > 0},
         "codes": {"own": codes},
         "sizes": {"own": np.array(SIZES, np.int32)},
         "users": np.ones(64, np.float32),
@@ -147,6 +151,24 @@ def test_parallel_codes_are_scored_as_their_definition_says():
     np.testing.assert_allclose(found[:, 6], found[:, 7], atol=1e-6)  # one id for two items
     with pytest.raises(ValueError, match="--model.size 8"):
         build("rpg", size=4).prepare({**world()[0]}, 1)
+
+
+def test_liger_ranks_the_spelled_and_the_cold_by_content():
+    recommender, params, catalogue, _ = made("liger", beam=5)
+    index = jax.jit(recommender.index)(params, catalogue)
+    batch = asked()
+    items, scores = jax.jit(recommender.recommend, static_argnums=3)(params, index, batch, 8)
+    items, cold = np.asarray(items), np.arange(N - 4, N + 1)
+    for row, past in zip(items, batch["exclude"], strict=True):
+        assert len(set(row)) == 8 and not set(row) & set(past.tolist())
+    state = np.asarray(jax.jit(recommender.encode)(params, index, batch)["state"])
+    content = np.asarray(index["content"])
+    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-9)  # noqa: E731
+    exact = unit(state) @ unit(content).T
+    np.testing.assert_allclose(scores, np.take_along_axis(exact, items, 1), atol=1e-5)
+    for row, past in enumerate(batch["exclude"]):  # no cold item is better than the last listed
+        left = [i for i in cold if i not in items[row] and i not in past]
+        assert all(exact[row, i] <= scores[row, -1] + 1e-6 for i in left)
 
 
 def test_asking_everywhere_at_once_is_asking_prefix_by_prefix():

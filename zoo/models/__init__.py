@@ -112,6 +112,12 @@ MODELS: dict[str, Entry] = {
         head_width=64,
         inner=1024,
     ),
+    "liger": _entry(
+        "generative",
+        "liger:liger",
+        "arXiv 2411.18814",
+        "semantic ids and content vectors by one encoder, cold items too",
+    ),
     "mmgrec": _entry(
         "generative",
         "mmgrec:mmgrec",

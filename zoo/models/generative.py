@@ -10,7 +10,7 @@ exist (decode.py), so every item of a list exists.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -115,60 +115,87 @@ def codes_of(holder: dict, batch: dict) -> tuple[Array]:
     return (jnp.take(holder["codes"], batch["items"], axis=0),)
 
 
+class Side(NamedTuple):
+    """What a model has beside the spelling: parameters `side`, a loss, another order of lists."""
+
+    init: Callable[..., Any]  # (key, catalogue) -> params
+    extend: Callable[..., dict]  # (params, catalogue) -> catalogue with what the side makes of it
+    loss: Callable[..., Array]  # (params, catalogue, states [b,s,d], targets [b,s], weights)
+    rank: Callable[
+        ..., tuple
+    ]  # (index, query, the beam's items [b,k], k, exclude) -> items, scores
+    keep: tuple[str, ...]  # what of the extended catalogue serving needs
+
+
 def generative(
     speller: Callable[[tuple[int, ...]], Speller],
     causal: bool,
     beam: int = 20,
     history: Callable[[dict, dict], tuple] = codes_of,
     keep: tuple[str, ...] = (),
+    side: Side | None = None,
 ) -> Recommender:
     """speller(sizes) makes the module; causal: whether a place of a row hides what came later.
 
     beam: prefixes kept in the search; k where more are asked for. history(catalogue or index,
     batch): what the module reads of a batch; keep: what of the catalogue that needs when serving.
     """
+    keep = ("trie", "codes", "valid", *keep, *(side.keep if side else ()))
 
     def module(holder: dict) -> Speller:
         return speller(holder["trie"].sizes)
 
     def apply(params, holder, method, *args, key=None):
-        rngs = None if key is None else {"dropout": key}
-        return module(holder).apply({"params": params}, *args, method=method, rngs=rngs)
+        rngs, own = None if key is None else {"dropout": key}, params["speller"]
+        return module(holder).apply({"params": own}, *args, method=method, rngs=rngs)
+
+    def extended(params, catalogue):
+        return side.extend(params["side"], catalogue) if side else catalogue
 
     def init(key, catalogue, batch):
+        own, other = jax.random.split(key)
+        params = {"side": side.init(other, catalogue)} if side else {}
+        holder = extended(params, catalogue)
         mask = segment_mask(batch["segments"], causal)[:, 0]
         targets = jnp.take(catalogue["codes"], batch["items"], axis=0)
-        return module(catalogue).init(key, history(catalogue, batch), mask, targets)["params"]
+        made = module(catalogue).init(own, history(holder, batch), mask, targets)
+        return params | {"speller": made["params"]}
 
     def loss(params, catalogue, batch, key):
         read_key, spell_key = jax.random.split(key)
-        table, targets = catalogue["codes"], batch["targets"]
+        holder, targets = extended(params, catalogue), batch["targets"]
         mask = segment_mask(batch["segments"], causal)[:, 0]
-        read = history(catalogue, batch)
-        states = apply(params, catalogue, "read", read, mask, True, key=read_key)
+        states = apply(params, holder, "read", history(holder, batch), mask, True, key=read_key)
+        memory = apply(params, holder, "remember", states)
         if "ends" in batch:
             mask = jnp.take_along_axis(mask, batch["ends"][:, :, None], axis=1)
-        memory = apply(params, catalogue, "remember", states)
-        wanted = jnp.take(table, targets, axis=0)
-        own = apply(params, catalogue, "likelihood", memory, mask, wanted, True, key=spell_key)
+        wanted = jnp.take(holder["codes"], targets, axis=0)
+        own = apply(params, holder, "likelihood", memory, mask, wanted, True, key=spell_key)
         weights = ((targets > 0) & (wanted[:, :, 0] >= 0)).astype(jnp.float32)
-        return -mean(own, weights), {"targets": jnp.sum(weights)}
+        value = -mean(own, weights)
+        if side:
+            value += side.loss(params["side"], holder, states, targets, weights)
+        return value, {"targets": jnp.sum(weights)}
 
     def index(params, catalogue):
-        return {name: catalogue[name] for name in ("trie", "codes", "valid", *keep)}
+        holder = extended(params, catalogue)
+        return {name: holder[name] for name in keep}
 
     def encode(params, index, batch):
+        at = batch["query"][:, None, None]
         seen = jnp.arange(batch["items"].shape[1])[None, :] <= batch["query"][:, None]
         mask = segment_mask(batch["segments"] * seen, causal)[:, 0]
         states = apply(params, index, "read", history(index, batch), mask)
-        own = jnp.take_along_axis(mask, batch["query"][:, None, None], axis=1)
-        return {"memory": apply(params, index, "remember", states), "seen": own}
+        query = {"memory": apply(params, index, "remember", states)}
+        query["seen"] = jnp.take_along_axis(mask, at, axis=1)
+        return query | ({"state": jnp.take_along_axis(states, at, axis=1)[:, 0]} if side else {})
 
     def recommend(params, index, batch, k):
         query = encode(params, index, batch)
         step = partial(apply, params, index, "step", query["memory"], query["seen"])
         rows, exclude = len(batch["query"]), batch.get("exclude")
-        return generate(step, index["trie"], k, rows, beam, index["valid"], exclude)
+        found = generate(step, index["trie"], k, rows, beam, index["valid"], exclude)
+        return side.rank(index, query, found[0], k, exclude) if side else found
 
     def score(params, index, batch, candidates):
         query, wanted = encode(params, index, batch), jnp.take(index["codes"], candidates, axis=0)
