@@ -1,0 +1,254 @@
+"""zoo embed: vectors of a catalogue by a published encoder, gone on with, never mixed."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from conftest import FIXTURES
+
+from checkpoints.rows import RowsError, Shards, read_rows
+from pipelines import pixels, sources, synthetic
+from pipelines.render import COLOURS, SYNONYMS, TEXTURES, THINGS
+from pipelines.schema import DataError
+from zoo import embed as module
+from zoo.embed import embed, embedded
+from zoo.encoders.inputs import item_texts
+from zoo.encoders.load import encoder
+from zoo.mesh import make_mesh
+
+N = 30
+VIT = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small world as files; texts, pictures and sounds are missing here and there."""
+    made = synthetic.world(n_items=N, n_users=20, length=(4, 6), missing=0.2, seed=1)
+    return synthetic.save(made, tmp_path_factory.mktemp("data") / "world")
+
+
+@pytest.fixture(scope="module")
+def dataset(folder):
+    """With every other text twice as long, so that two widths are asked for."""
+    data = sources.load(folder)
+    text = [row % 2 * f" {x}" + x for row, x in enumerate(data.columns["text"])]
+    return replace(data, columns={**data.columns, "text": np.array(text, object)})
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """The tiny BERT with a tokenizer of 60 words in its folder."""
+    pytest.importorskip("transformers", reason="a published tokenizer needs transformers")
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    said = (word for name in COLOURS + TEXTURES for word in SYNONYMS[name])
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys([*THINGS, *said])]
+    words = (words + [f"word{i}" for i in range(60)])[:60]
+    made = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
+    made.enable_truncation(3)  # what a file says of padding and truncation must not count
+    made.enable_padding(length=20)
+    path = tmp_path_factory.mktemp("encoder") / "bert"
+    copied("hf_bert", path)
+    names = dict(zip(("pad", "unk", "cls", "sep"), words[:4], strict=True))
+    tokens = {f"{name}_token": word for name, word in names.items()}
+    PreTrainedTokenizerFast(tokenizer_object=made, **tokens).save_pretrained(path)
+    return path
+
+
+def copied(name: str, to, preprocessor: dict | None = None):
+    """A fixture's config and weights; they are read-only there."""
+    to.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        shutil.copyfile(FIXTURES / name / file, to / file)
+    if preprocessor is not None:
+        (to / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return to
+
+
+@pytest.fixture(scope="module")
+def texts(dataset, bert, tmp_path_factory):
+    """An uninterrupted run over the texts, and what it told."""
+    out = tmp_path_factory.mktemp("texts") / "bert"
+    return out, embed(dataset, bert, out, batch=4)
+
+
+def test_texts_are_the_encoders_own_vectors_row_by_row(dataset, bert, texts):
+    from transformers import AutoTokenizer
+
+    out, told = texts
+    made = read_rows(out)
+    said, tokenizer, enc = item_texts(dataset), AutoTokenizer.from_pretrained(bert), encoder(bert)
+    apply = jax.jit(enc.apply["text"])
+    assert told["present"] == sum(map(bool, said)) == made.present.sum() < N
+    assert told["width"] == 32 and made.vectors.shape == (N, 32)
+    np.testing.assert_array_equal(made.present, [bool(text) for text in said[1:]])
+    assert not made.vectors[~made.present].any(), "missing is zero"
+    lengths = set()
+    for row in np.flatnonzero(made.present):
+        ids = tokenizer(said[row + 1], truncation=True, max_length=24, padding=False)["input_ids"]
+        lengths.add(len(ids))
+        padded = np.array([ids + [0] * (24 - len(ids))])
+        with jax.default_matmul_precision("highest"):
+            pooled = apply(enc.params, padded, np.arange(24)[None] < len(ids))["pooled"]
+        np.testing.assert_allclose(made.vectors[row], pooled[0], rtol=0, atol=1e-5)
+    assert max(lengths) > 16 > min(lengths), "two widths are made"
+
+
+def stopping_at(rows: int):
+    def report(step, steps, metrics):
+        if step >= rows:
+            raise KeyboardInterrupt
+
+    return report
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(dataset, bert, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SHARD", 2)
+    whole, counts = read_rows(texts[0]), []
+    for stop in (12, 20):
+        with pytest.raises(KeyboardInterrupt):
+            embed(dataset, bert, tmp_path, batch=4, report=stopping_at(stop))
+        counts.append(json.loads((tmp_path / "manifest.json").read_text())["done"])
+    assert counts == [8, 16]
+    with pytest.raises(RowsError, match=r"16 of \d+ rows are done.*goes on from there"):
+        embedded(tmp_path, dataset)
+    shard = sorted(tmp_path.glob("shard-*.npy"))[1]
+    shard.write_bytes(shard.read_bytes()[:-3])  # damaged since: made again
+    told = embed(dataset, bert, tmp_path, batch=4)
+    assert told["resumed_at"] == 8
+    again = read_rows(tmp_path)
+    assert again.vectors.tobytes() == whole.vectors.tobytes()
+    np.testing.assert_array_equal(again.present, whole.present)
+    assert not list(tmp_path.glob("shard-*")) and not list(tmp_path.glob(".*"))
+
+
+def test_what_is_done_is_not_done_again(dataset, bert, texts):
+    def report(*_):
+        raise AssertionError("it ran")
+
+    told = embed(dataset, bert, texts[0], batch=4, report=report)
+    assert told == {**texts[1], "resumed_at": told["present"]}
+
+
+def test_vectors_of_another_making_are_refused_with_what_differs(dataset, bert, texts, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(bert, other)
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(other / "model.safetensors")
+    weights = {
+        name: x * np.float32(1 + name.endswith("LayerNorm.bias")) for name, x in weights.items()
+    }
+    save_file(weights, other / "model.safetensors")
+    with pytest.raises(RowsError) as told:
+        embed(dataset, other, texts[0], batch=4, pooling="cls", max_length=9)
+    lines = [line.split(":")[0].strip() for line in str(told.value).splitlines()[1:-1]]
+    names = ["encoder", "encoder_files/model.safetensors", "pooling", "preprocessing/max_length"]
+    assert lines == names
+    columns = {**dataset.columns, "title": dataset.columns["title"][::-1]}
+    with pytest.raises(RowsError, match="content_sha256"):
+        embed(replace(dataset, columns=columns), bert, texts[0], batch=4)
+
+
+def test_vectors_that_are_not_finite_are_refused_by_item(dataset, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    path = copied("hf_vit", tmp_path / "vit", VIT)
+    weights = load_file(path / "model.safetensors")
+    save_file(
+        {k: np.where(x > 0, np.nan, x) for k, x in weights.items()}, path / "model.safetensors"
+    )
+    with pytest.raises(ValueError, match=r"NaN or infinite for \d+ items.*first \['item-"):
+        embed(dataset, path, tmp_path / "out", batch=8)
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["done"] == 0
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    return copied("hf_vit", tmp_path_factory.mktemp("encoder") / "vit", VIT)
+
+
+def test_pictures_are_read_and_broken_ones_masked(folder, vit, tmp_path, caplog):
+    broken = tmp_path / "world"
+    shutil.copytree(folder, broken)
+    victim = sorted((broken / "images").glob("*.png"))[3]
+    victim.write_bytes(victim.read_bytes()[:-40])
+    data = sources.load(broken)
+    with caplog.at_level("WARNING", "zoo"):
+        told = embed(data, vit, tmp_path / "out", batch=8, mesh=make_mesh())
+    assert victim.name in caplog.text
+    made = read_rows(tmp_path / "out")
+    there = [bool(file) and file != str(victim) for file in data.columns["image"][1:]]
+    np.testing.assert_array_equal(made.present, there)
+    assert told["modality"] == "image" and not made.vectors[~made.present].any()
+    files = [file for file in data.columns["image"][1:] if file and file != str(victim)]
+    x, _, _ = pixels.decode_pixels(files, pixels.steps_of(VIT, "vit"))
+    enc = encoder(vit)
+    with jax.default_matmul_precision("highest"):
+        pooled = jax.jit(enc.apply["image"])(enc.params, x)["pooled"]
+    np.testing.assert_allclose(made.vectors[made.present], pooled, rtol=0, atol=1e-5)
+
+
+def test_sound_becomes_a_spectrogram_and_a_vector(dataset, tmp_path):
+    path = copied("hf_ast", tmp_path / "ast", {"num_mel_bins": 16, "max_length": 24})
+    told = embed(dataset, path, tmp_path / "out", batch=16)
+    made = read_rows(tmp_path / "out")
+    np.testing.assert_array_equal(made.present, [bool(x) for x in dataset.columns["audio"][1:]])
+    assert told["modality"] == "audio" and made.vectors[made.present].std(0).min() > 1e-3
+
+
+def test_vectors_become_features_by_item_id(dataset, texts):
+    made, with_them = read_rows(texts[0]), embedded(texts[0], dataset)
+    np.testing.assert_array_equal(with_them.features["text"][1:], made.vectors)
+    np.testing.assert_array_equal(with_them.present["text"][1:], made.present)
+    assert not with_them.features["text"][0].any() and not with_them.present["text"][0]
+    assert with_them.source["embedded"]["text"]["encoder"] == "bert"
+    rows = np.r_[0, np.arange(N, 3, -2)]
+    some = replace(dataset, item_ids=dataset.item_ids[rows])
+    np.testing.assert_array_equal(
+        embedded(texts[0], some).features["text"][1:], made.vectors[rows[1:] - 1]
+    )
+    with pytest.raises(DataError, match="name one folder a modality"):
+        embedded(texts[0], with_them)
+    with pytest.raises(DataError, match="vectors of world, the data set is beauty"):
+        embedded(texts[0], replace(dataset, name="beauty"))
+    strange = np.array([*dataset.item_ids[:-1], "new"], object)
+    with pytest.raises(DataError, match=r"no rows for 1 of 30 items, first \['new'\]"):
+        embedded(texts[0], replace(dataset, item_ids=strange))
+
+
+def test_damage_is_found_before_vectors_are_used(dataset, texts, tmp_path):
+    shutil.copytree(texts[0], tmp_path / "out")
+    vectors = np.load(tmp_path / "out/text_feat.npy")
+    np.save(tmp_path / "out/text_feat.npy", vectors + 1)
+    with pytest.raises(RowsError, match="is damaged: text_feat.npy: expected sha256"):
+        embedded(tmp_path / "out", dataset)
+    with pytest.raises(RowsError, match="expected a folder that `zoo embed` made"):
+        embedded(tmp_path, dataset)
+    with pytest.raises(RowsError, match="0 rows are done, 3 have places"):
+        Shards(tmp_path / "new", {}).finish("text", np.arange(3), ["a", "b", "c"])
+
+
+def test_what_an_encoder_cannot_read_is_said(dataset, bert, vit, tmp_path):
+    with pytest.raises(ValueError, match="no tower for the modality 'audio'.*known: text"):
+        embed(dataset, bert, tmp_path, "audio")
+    with pytest.raises(ValueError, match="no pooling 'max'.*cls, mean, pooled, pooler"):
+        embed(dataset, bert, tmp_path, pooling="max")
+    with pytest.raises(ValueError, match="max_length is 25; this encoder takes 1 to 24 tokens"):
+        embed(dataset, bert, tmp_path, max_length=25)
+    with pytest.raises(ValueError, match="holds no tokenizer: expected one of tokenizer.json"):
+        embed(dataset, FIXTURES / "hf_bert", tmp_path)
+    with pytest.raises(ValueError, match="holds no preprocessor_config.json"):
+        embed(dataset, FIXTURES / "hf_vit", tmp_path)
+    with pytest.raises(DataError, match="no column 'image' that names files"):
+        embed(replace(dataset, columns={}), vit, tmp_path)
+    with pytest.raises(DataError, match="no item of world has text"):
+        embed(replace(dataset, columns={}), bert, tmp_path)

@@ -1,0 +1,230 @@
+"""The catalogue through a published encoder: every item's vector, resumable, with its provenance.
+
+What the vectors are of is written down (encoder, weights, preprocessing, pooling, items, content);
+vectors of another making are refused, so that two spaces never mix in one feature.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from checkpoints.digest import file_sha256
+from checkpoints.rows import Shards, differences, read_rows
+from pipelines.content import Problem
+from pipelines.schema import DataError, Dataset
+from zoo import mesh as meshes
+from zoo.encoders.inputs import Content, content_of, json_sha256
+from zoo.encoders.load import Encoder, encoder
+from zoo.names import unknown
+
+SHARD = 8  # batches; a kill costs at most these
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+SPACE = ("modality", "encoder_files", "preprocessing", "pooling", "dtype")  # what a vector means
+log = logging.getLogger("zoo")
+
+
+def embed(
+    dataset: Dataset,
+    path: str | Path,
+    out: str | Path,
+    modality: str | None = None,
+    batch: int = 64,
+    pooling: str = "pooled",
+    dtype: str = "float32",
+    max_length: int | None = None,
+    seconds: float = 5.0,
+    mesh: Mesh | None = None,
+    report: Callable[[int, int, dict], None] = lambda step, steps, metrics: None,
+) -> dict[str, Any]:
+    """Vectors of every item by the encoder in the folder `path`, to OUT; called again, it goes on.
+
+    modality: text, image or audio; None: the one that the encoder has, else text. pooling: which
+    vector [b,d] of what the encoder returns. dtype: of the layers; the vectors are float32.
+    max_length: tokens a text is cut to, None: all that the encoder takes. seconds: how much of a
+    clip Wav2Vec2 hears. mesh: rows of a batch go over its data axis. report(rows done, of, {}).
+
+    OUT gets <modality>_feat.npy float32 [n_items, d], row r of item r + 1, zero where
+    <modality>_present.npy is False, and manifest.json. Returns what was done. Raises ValueError
+    for an unknown name, for content that the data lack, for vectors that are not finite, and
+    where OUT holds vectors of another making, naming what differs.
+    """
+    if dtype not in DTYPES:
+        raise unknown("unknown dtype", dtype, DTYPES)
+    if batch < 1 or jax.process_count() > 1:
+        raise ValueError(
+            f"batch is {batch} on {jax.process_count()} processes; expected >= 1 on 1."
+        )
+    folder = Path(path)
+    enc = encoder(folder, dtype=DTYPES[dtype])
+    modality = modality or (next(iter(enc.modules)) if len(enc.modules) == 1 else "text")
+    if modality not in enc.modules:
+        raise unknown(f"{folder} has no tower for the modality", modality, enc.modules)
+    content = content_of(dataset, folder, enc, modality, max_length, seconds)
+    run = _runner(enc, modality, pooling, content)
+    facts = {
+        **{
+            "data": dataset.name,
+            "items": dataset.n_items,
+            "items_sha256": json_sha256(_ids(dataset)),
+        },
+        **{"modality": modality, "rows": len(content.rows), "content_sha256": content.sha256},
+        **{"encoder": folder.resolve().name, "encoder_files": _files(folder)},
+        **{"preprocessing": content.how, "pooling": pooling, "dtype": dtype, "batch": batch},
+    }
+    shards = Shards(out, facts)
+    before = shards.done
+    if not shards.complete:
+        _fill(shards, run, enc.params[modality], content, dataset, mesh, report)
+        shards.finish(modality, content.rows - 1, _ids(dataset))
+    made = read_rows(out)
+    told = {k: facts[k] for k in ("data", "encoder", "modality", "pooling", "items")}
+    told |= {"present": int(made.present.sum()), "width": made.vectors.shape[1]}
+    return {**told, "resumed_at": before, "out": str(out)}
+
+
+def embedded(folder: str | Path, dataset: Dataset) -> Dataset:
+    """The data set with the vectors of a finished folder as features of their modality.
+
+    Items are found by their ids, so those of a k-core are too. They take the place of features of
+    that modality that the data set had. Raises ValueError for a folder that is none, unfinished
+    or damaged, and DataError for one of another data set or of other items.
+    """
+    made = read_rows(folder)
+    facts, ids = made.facts, _ids(dataset)
+    if facts["data"] != dataset.name:
+        raise DataError(
+            f"{folder} holds vectors of {facts['data']}, the data set is {dataset.name}. "
+            "Ids of two data sets may be equal and mean other items: embed this one."
+        )
+    if json_sha256(ids) != facts["items_sha256"]:
+        made = made._replace(**_picked(made.vectors, made.present, made.ids, ids, folder))
+    modality = facts["modality"]
+    if modality in dataset.source.get("embedded", {}):
+        raise DataError(f"{folder}: '{modality}' has vectors already: name one folder a modality.")
+    vectors = np.concatenate([np.zeros((1, made.vectors.shape[1]), np.float32), made.vectors])
+    told = {**dataset.source.get("embedded", {}), modality: facts}
+    return replace(
+        dataset,
+        features={**dataset.features, modality: vectors},
+        present={**dataset.present, modality: np.r_[False, made.present]},
+        source={**dataset.source, "embedded": told},
+    )
+
+
+def space_differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+    """How the meaning of vectors differs, of two manifests' facts ({}: features of no encoder)."""
+    return differences({k: theirs.get(k) for k in SPACE}, {k: mine.get(k) for k in SPACE})
+
+
+def _picked(vectors, present, theirs: list[str], ids: list[str], folder: Any) -> dict[str, Any]:
+    at = {item: row for row, item in enumerate(theirs)}
+    lost = [item for item in ids if item not in at]
+    if lost:
+        raise DataError(
+            f"{folder} has no rows for {len(lost)} of {len(ids)} items, first {lost[:3]}; its ids "
+            f"look like {theirs[:3]}. Embed the whole data set once, with the same part."
+        )
+    rows = np.array([at[item] for item in ids], int)
+    return {"vectors": vectors[rows], "present": present[rows]}
+
+
+def _fill(
+    shards: Shards,
+    run: Callable[..., jax.Array],
+    params: Any,
+    content: Content,
+    dataset: Dataset,
+    mesh: Mesh | None,
+    report: Callable[[int, int, dict], None],
+) -> None:
+    """The rows that are not done yet, shard by shard."""
+    batch, total = shards.manifest["facts"]["batch"], len(content.rows)
+    if mesh is not None:
+        meshes.check_batch_fits(batch, mesh)
+    params = jax.device_put(params, mesh and NamedSharding(mesh, PartitionSpec()))
+    vectors, absent = [], []
+    for x, there, problems, places in _batches(run, params, content, shards.done, batch, mesh):
+        _check_finite(x[there], dataset.item_ids[content.rows[places][there]])
+        for problem in problems:
+            log.warning("masked: %s", problem)
+        absent += list(np.flatnonzero(~there) + sum(map(len, vectors)))
+        vectors.append(np.where(there[:, None], x, 0))
+        if len(vectors) == SHARD or places[-1] == total - 1:
+            shards.add(np.concatenate(vectors), absent)
+            vectors, absent = [], []
+        report(int(places[-1]) + 1, total, {})
+
+
+def _batches(
+    run: Callable[..., jax.Array],
+    params: Any,
+    content: Content,
+    start: int,
+    batch: int,
+    mesh: Mesh | None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[Problem], np.ndarray]]:
+    """(vectors, present, problems, places) a batch; the next is read while this one runs."""
+    running = None
+    for at in range(start, len(content.rows), batch):
+        places = np.arange(at, min(at + batch, len(content.rows)))
+        inputs, *told = content.take(places)
+        full = {str(i): x[np.arange(batch) % len(x)] for i, x in enumerate(inputs)}  # one shape
+        full = full if mesh is None else meshes.shard_batch(full, mesh)
+        made = run(params, *full.values())
+        if running is not None:
+            yield _landed(*running)
+        running = made, *told, places
+    if running is not None:
+        yield _landed(*running)
+
+
+def _landed(made: jax.Array, there: np.ndarray, problems: list[Problem], places: np.ndarray):
+    return np.asarray(made, np.float32)[: len(places)], there, problems, places
+
+
+def _check_finite(x: np.ndarray, ids: np.ndarray) -> None:
+    bad = ~np.isfinite(x).all(1)
+    if bad.any():
+        raise ValueError(
+            f"the encoder's vectors are NaN or infinite for {bad.sum()} items of a batch, first "
+            f"{ids[bad][:3].tolist()}. Expected finite ones: try --dtype float32, look at the "
+            "weights and at the content of these items. What was done before is kept."
+        )
+
+
+def _runner(enc: Encoder, modality: str, pooling: str, content: Content) -> Callable:
+    """The jitted function (params of the tower, inputs) -> [b,d]; float32 is not lowered."""
+
+    def outputs(params: Any, *inputs: jax.Array) -> dict[str, jax.Array]:
+        return enc.apply[modality]({modality: params}, *inputs)
+
+    shapes = jax.eval_shape(outputs, enc.params[modality], *content.take(np.arange(1))[0])
+    known = [name for name, x in shapes.items() if x.ndim == 2]
+    if pooling not in known:
+        raise unknown("the encoder has no pooling", pooling, known)
+    run = jax.jit(lambda params, *inputs: outputs(params, *inputs)[pooling])
+
+    def highest(*arguments: Any) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            return run(*arguments)
+
+    return highest
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """sha256 of everything in the folder that makes a vector: weights, config, tokenizer."""
+    kinds = (".safetensors", ".json", ".txt", ".model")
+    paths = [*folder.iterdir(), folder / "1_Pooling" / "config.json"]
+    paths = sorted(path for path in paths if path.suffix in kinds and path.is_file())
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
+
+
+def _ids(dataset: Dataset) -> list[str]:
+    return [str(item) for item in dataset.item_ids[1:]]

@@ -1,0 +1,169 @@
+"""What of a catalogue a published encoder reads: texts as token ids, pictures, sound."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipelines import pixels, waves
+from pipelines.content import TEXT_COLUMNS, Problem, clean_text
+from pipelines.schema import DataError, Dataset
+from pipelines.words import KEYWORDS
+from zoo.encoders.load import Encoder
+from zoo.names import unknown
+
+Inputs = tuple[np.ndarray, ...]
+NARROW = 16  # tokens: shorter texts are padded to them
+LONGEST = 512  # tokens, of an encoder without a table of positions
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+
+
+class Content(NamedTuple):
+    """What of the catalogue an encoder reads."""
+
+    rows: np.ndarray  # int [m], items with the modality, in the order of the work
+    how: dict[str, Any]  # preprocessing
+    sha256: str  # of the texts, or of the files' names and sizes
+    take: Callable[[np.ndarray], tuple[Inputs, np.ndarray, list[Problem]]]  # of places in `rows`
+
+
+def content_of(
+    dataset: Dataset,
+    folder: Path,
+    enc: Encoder,
+    modality: str,
+    max_length: int | None,
+    seconds: float,
+) -> Content:
+    """The items that have the modality, and how they are read. ValueError: none, or no reader."""
+    if modality == "text":
+        return _texts(dataset, folder, enc.modules["text"], max_length)
+    if modality not in ("image", "audio"):
+        raise unknown("no reader of the modality", modality, ("text", "image", "audio"))
+    if modality not in dataset.columns:
+        raise DataError(
+            f"{dataset.name} has no column '{modality}' that names files; its items have "
+            f"{sorted(dataset.columns)}."
+        )
+    config, kind = _preprocessor(folder), enc.config["model_type"]
+    if modality == "image":
+        how = pixels.steps_of(config, kind)
+        return _from_files(dataset, "image", how._asdict(), lambda x: pixels.decode_pixels(x, how))
+    hearing = waves.hearing_of(config, kind, seconds)
+    decode = lambda x: waves.decode_heard(x, hearing)  # noqa: E731
+    return _from_files(dataset, "audio", hearing._asdict(), decode)
+
+
+def _from_files(dataset: Dataset, column: str, how: dict[str, Any], decode: Callable) -> Content:
+    files = dataset.columns[column]
+    rows = _some(np.flatnonzero([bool(file) for file in files]), dataset, column)
+    named = [[Path(file).name, Path(file).stat().st_size] for file in files[rows]]
+
+    def take(places: np.ndarray) -> tuple[Inputs, np.ndarray, list[Problem]]:
+        x, there, problems = decode(list(files[rows[places]]))
+        return (x,), there, [one._replace(row=int(rows[places[one.row]])) for one in problems]
+
+    return Content(rows, how, json_sha256(named), take)
+
+
+def _texts(dataset: Dataset, folder: Path, module: Any, max_length: int | None) -> Content:
+    """Texts as token ids, shortest first: a batch is as wide as its longest text asks for."""
+    texts = item_texts(dataset)
+    rows = _some(np.flatnonzero([bool(text) for text in texts]), dataset, "text")
+    tokenizer = _tokenizer(folder)
+    limit = _limit(tokenizer, module, max_length)
+    ids = tokenizer([texts[row] for row in rows], truncation=True, max_length=limit)["input_ids"]
+    _check_vocabulary(ids, module, folder)
+    whole = getattr(module, "pooling", "") == "last"  # SigLIP reads its padding
+    order = np.argsort([len(one) for one in ids], kind="stable")
+    pad = getattr(module, "pad_id", None)
+    pad = tokenizer.pad_token_id or 0 if pad is None else pad
+
+    def take(places: np.ndarray) -> tuple[Inputs, np.ndarray, list[Problem]]:
+        chosen = [ids[order[place]] for place in places]
+        width = limit if whole else _width(max(map(len, chosen)), limit)
+        table, mask = np.full((len(chosen), width), pad, np.int32), np.zeros((len(chosen), width))
+        for row, one in enumerate(chosen):
+            table[row, : len(one)], mask[row, : len(one)] = one, 1
+        return (table, mask.astype(bool) | whole), np.ones(len(chosen), bool), []
+
+    how = {"max_length": limit, "tokens": "padded" if whole else "masked"}
+    return Content(rows[order], how, json_sha256([texts[row] for row in rows]), take)
+
+
+def item_texts(dataset: Dataset) -> list[str]:
+    """One clean text an item, '' at row 0: its columns of TEXT_COLUMNS, else its keywords."""
+    columns = [dataset.columns[name] for name in TEXT_COLUMNS if name in dataset.columns]
+    if not columns:  # machine-written keywords stand in: `|` and `▁` part their pieces
+        words = [dataset.columns[name] for name in KEYWORDS if name in dataset.columns]
+        columns = [[x.replace("|", " ").replace("▁", " ") for x in column] for column in words]
+    rows = zip(*columns, strict=True) if columns else [()] * (dataset.n_items + 1)
+    return ["", *[clean_text(" ".join(map(clean_text, row))) for row in rows][1:]]
+
+
+def _tokenizer(folder: Path) -> Any:
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise ValueError(
+            f"{folder} holds no tokenizer: expected one of {', '.join(TOKENIZERS)}. Fetch it from "
+            "where the weights come from: other token ids mean other words."
+        )
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise RuntimeError(
+            "text needs the package transformers for its tokenizers: pip install 'mmrec-zoo[text]'"
+        ) from error
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _limit(tokenizer: Any, module: Any, max_length: int | None) -> int:
+    """The longest text in tokens: what was asked for, if positions and tokenizer reach so far."""
+    offset = 0 if getattr(module, "pad_id", None) is None else module.pad_id + 1
+    most = min(getattr(module, "positions", LONGEST + offset) - offset, tokenizer.model_max_length)
+    if max_length is not None and not 1 <= max_length <= most:
+        raise ValueError(f"max_length is {max_length}; this encoder takes 1 to {most} tokens.")
+    return max_length or most
+
+
+def _width(longest: int, limit: int) -> int:
+    """A power of two: few widths, few compilations."""
+    return min(limit, max(NARROW, 1 << (longest - 1).bit_length()))
+
+
+def _check_vocabulary(ids: list[list[int]], module: Any, folder: Path) -> None:
+    largest = max(max(one, default=0) for one in ids)
+    if largest >= module.vocabulary:
+        raise ValueError(
+            f"{folder}: its tokenizer gives the id {largest}, its encoder has {module.vocabulary} "
+            "words: they are not of one model. Fetch both from one place."
+        )
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    """preprocessor_config.json, or the part of a processor_config.json that stands for it."""
+    if (folder / "preprocessor_config.json").is_file():
+        return json.loads((folder / "preprocessor_config.json").read_bytes())
+    if (folder / "processor_config.json").is_file():
+        whole = json.loads((folder / "processor_config.json").read_bytes())
+        for part in ("image_processor", "feature_extractor"):
+            if part in whole:
+                return whole[part]
+    raise ValueError(
+        f"{folder} holds no preprocessor_config.json: it says how pictures are resized and scaled, "
+        "and how sound becomes a spectrogram. Fetch it from where the weights come from."
+    )
+
+
+def _some(rows: np.ndarray, dataset: Dataset, modality: str) -> np.ndarray:
+    rows = rows[rows > 0]
+    if not len(rows):
+        raise DataError(f"no item of {dataset.name} has {modality}; there is nothing to embed.")
+    return rows
+
+
+def json_sha256(value: Any) -> str:
+    """Hex sha256 of what JSON writes of a value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
