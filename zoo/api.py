@@ -18,6 +18,7 @@ from pipelines.schema import DataError, Dataset, Split
 from pipelines.words import words
 from zoo import coding, evaluation
 from zoo import mesh as meshes
+from zoo.embed import embedded, space_differences
 from zoo.fitting import Fitted
 from zoo.fitting import fit as fit_split
 from zoo.floor_table import floor_table
@@ -58,6 +59,7 @@ class DataOptions:
     tie_seed: int = 0  # orders interactions of equal time
     text: str = "lsa"  # features of words: `lsa`, or `hashed`, the same space in every data set
     codes: str = "rkmeans"  # semantic ids of generative models: zoo/coding.py says which there are
+    features: tuple[str, ...] = ()  # folders of `zoo embed`, one a modality
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,13 @@ def _has(dataset: Dataset, modality: str) -> np.ndarray:
 
 
 def prepare(data: Data, sources_wanted: str) -> Data:
-    """With content features, decoded and computed, when a model asks for `content` or `both`."""
+    """With content features, decoded and computed, when a model asks for `content` or `both`.
+
+    Vectors of the folders that the options name (zoo/embed.py) are put in for any model.
+    """
+    if "embedded" not in data.dataset.source:
+        for folder in data.options.features:
+            data = replace(data, dataset=embedded(folder, data.dataset))
     if sources_wanted == "id":
         return data
     dataset, problems = content.with_features(data.dataset, text=data.options.text)
@@ -232,7 +240,16 @@ def pretrained_for(model: str, graft: Pretrained | str | Path, data: Data) -> An
         )
     text, mine = bundle.data_options().text, data.options.text
     other = bundle.split.get("data") != data.dataset.name
-    if "text" in known and (text != mine or other and text == "lsa"):
+    if "text" in known - set(made) and (text != mine or other and text == "lsa"):
+    made = data.dataset.source.get("embedded", {})
+    for modality in sorted(known):
+        theirs = bundle.bundle.features.get(modality, {}).get("made_by", {})
+        if lines := space_differences(theirs, made.get(modality, {})):
+            raise ValueError(
+                f"the graft was pretrained on other '{modality}' vectors:\n  "
+                + "\n  ".join(lines)
+                + "\nEmbed both data sets with one encoder, and name it with --features."
+            )
         raise ValueError(
             f"the graft was pretrained on text='{text}' features of {bundle.split.get('data')}, "
             f"which mean nothing on text='{mine}' features of {data.dataset.name}: use "
@@ -358,8 +375,10 @@ def _manifest(data: Data) -> dict[str, Any]:
         for m, x in data.dataset.features.items()
     }
 
+    made = {m: {"made_by": x} for m, x in data.dataset.source.get("embedded", {}).items()}
 
 def card(model: str, config: dict, split: dict, results: dict) -> str:
+        | made.get(m, {})
     """The bundle's README: what it is, what it learned from, what it reached."""
     lines = [f"# {model}", "", entry(model).summary + f" ({entry(model).paper}).", ""]
     lines += [f"Data: {split['data']}, split {split['name']} ({split['protocol']}),"]

@@ -24,6 +24,8 @@ class DataArgs:
     """Features of words: lsa, or hashed, the same space in every data set."""
     codes: str | None = None
     """Semantic ids of generative models: a column, FILE.json, rkmeans[:MODALITY] or random."""
+    features: tuple[str, ...] | None = None
+    """Folders of `zoo embed`, one a modality: an encoder's vectors as the items' features."""
     json: bool = False
     """Print exactly one JSON object on standard output."""
 
@@ -40,6 +42,7 @@ class DataArgs:
             "tie_seed": self.tie_seed,
             "text": self.text,
             "codes": self.codes,
+            "features": self.features,
         }
         given = {k: v for k, v in named.items() if v is not None}
         return dataclasses.replace(base or DataOptions(), **given)

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "evaluate RUN_OR_BUNDLE --data DIR: full-ranking metrics and strata",
     "recommend": "recommend RUN_OR_BUNDLE --history A,B,C --k 10",
     "floors": "floors --data DIR: popularity, counting and EASE on the same protocol",
+    "embed": "embed --data DIR --encoder FOLDER --out FEATURES: items through an encoder",
     "tokenize": "tokenize --data DIR --out CODES.json: items as semantic ids",
     "models": "list the models, their papers and fields",
     "data": "data describe | validate | prepare DIR",
@@ -207,6 +208,47 @@ def _floors(argv: list[str]) -> int:
     result = {"data": data.dataset.name, "protocol": data.split.protocol}
     result |= {"split_hash": data.split.hash, "floors": table}
     return tell(result, args.json)
+
+
+def _embed(argv: list[str]) -> int:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class EmbedArgs:
+        data: Path
+        part: str | None = None
+        """Which interactions file, where a folder holds several."""
+        encoder: Path
+        """A published encoder: config.json, safetensors, its tokenizer or preprocessor_config."""
+        out: Path
+        """The folder of the vectors; the same command goes on after a kill."""
+        modality: str | None = None
+        """text, image or audio; None: what the encoder has, text if it has several."""
+        batch: int = 64
+        pooling: str = "pooled"
+        """Which vector of what the encoder returns: pooled, or such as cls, mean, pooler."""
+        dtype: str = "float32"
+        """Of the layers: float32 or bfloat16. The vectors are float32."""
+        max_length: int | None = None
+        """Tokens a text is cut to; None: all that the encoder takes."""
+        seconds: float = 5.0
+        """wav2vec2: how much of a clip it hears."""
+        json: bool = False
+
+    args = _parse(EmbedArgs, argv, "embed")
+    if args.out.resolve() == args.data.resolve():
+        raise ValueError(
+            f"--out is the data folder {args.data}: features there follow the rows of its item "
+            "table, these the items. Name another folder, and train with --features."
+        )
+    from pipelines import sources
+    from zoo.embed import embed
+    from zoo.mesh import make_mesh
+
+    dataset = sources.load(args.data, args.part)
+    own = ("modality", "batch", "pooling", "dtype", "max_length", "seconds")
+    chosen = {name: getattr(args, name) for name in own}
+    with Bar("embed", "") as bar:
+        told = embed(dataset, args.encoder, args.out, **chosen, mesh=make_mesh(), report=bar)
+    return tell(told, args.json)
 
 
 def _tokenize(argv: list[str]) -> int:
