@@ -162,3 +162,53 @@ def test_a_model_that_reads_times_asks_for_them(tmp_path):
         bundle.recommend(history, 3, times=[3.0, 2.0, 1.0])
     near, far = (bundle.recommend(history, 3, times=[0.0, gap, 2 * gap]) for gap in (1.0, 1e7))
     assert [x.score for x in near] != [x.score for x in far]
+
+
+TINY = {"items": "content", "width": 8, "layers": 1, "max_len": 8, "dropout": 0.0}
+HASHED = api.DataOptions(text="hashed")
+
+
+@pytest.fixture(scope="module")
+def content_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("content")
+    settings = zoo.Settings(steps=3, batch=4, evaluate_every=3)
+    zoo.fit("sasrec", zoo.load_data(shop("a", 0), HASHED), out, settings, **TINY)
+    return out
+
+
+def test_an_adapted_run_moves_what_its_recipe_says_and_comes_back_from_its_bundle(
+    content_run, tmp_path
+):
+    settings = zoo.Settings(steps=3, batch=4, evaluate_every=3, rate=1e-2)
+    other = zoo.load_data(shop("b", 1), HASHED)
+    start = api.from_pretrained(content_run).params
+    adapt = "bitfit+lora:2:(query|value)/kernel"
+    fitted, _ = zoo.fit("sasrec", other, tmp_path, settings, graft=content_run, adapt=adapt, **TINY)
+    moved = jax.tree.map(
+        lambda a, b: not np.array_equal(a, b),
+        start["trunk"]["stack"]["block_0"],
+        fitted.params["trunk"]["stack"]["block_0"],
+    )
+    assert moved["ffn"]["in"] == {"kernel": False, "bias": True}
+    assert moved["attention"]["query"]["kernel"] is False
+    pair = fitted.params["lora"]["trunk"]["stack"]["block_0"]["attention"]["query"]["kernel"]
+    assert np.abs(pair["b"]).max() > 0
+    bundle = api.from_pretrained(tmp_path)
+    assert bundle.config["adapt"] == adapt
+    valid = api.evaluate(bundle, other, "valid").metrics
+    assert {k: fitted.best[k] for k in valid} == valid
+    assert len(bundle.recommend([bundle.item_ids[1]], k=3)) == 3
+    with pytest.raises(ValueError, match="adapt is 'bitfit"):
+        zoo.fit("sasrec", other, tmp_path, settings, graft=content_run, adapt="freeze", **TINY)
+
+
+def test_a_recipe_that_is_none_is_told(content_run):
+    data = zoo.load_data(shop("b", 1), HASHED)
+    with pytest.raises(ValueError, match="adapts a pretrained run"):
+        zoo.fit("sasrec", data, adapt="lora:2", **TINY)
+    with pytest.raises(ValueError, match="unknown adaptation 'lara'; nearest: lora"):
+        zoo.fit("sasrec", data, graft=content_run, adapt="lara:2", **TINY)
+    with pytest.raises(ValueError, match="expected a whole number"):
+        zoo.fit("sasrec", data, graft=content_run, adapt="adapter:many", **TINY)
+    with pytest.raises(ValueError, match="takes no such options"):
+        zoo.fit("sasrec", data, graft=content_run, adapt="freeze:2", **TINY)

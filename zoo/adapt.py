@@ -165,7 +165,7 @@ def adapted(recommender: Recommender, init: Callable, rules: Plan, *steps: Step)
 
     reader = recommender.incremental
     reader = None if reader is None else reader._replace(extend=wrap(reader.extend))
-    functions = {f: wrap(getattr(recommender, f)) for f in FUNCTIONS}
+    functions = {f: wrap(g) for f in FUNCTIONS if (g := getattr(recommender, f)) is not None}
     return recommender._replace(init=init, incremental=reader, **functions)
 
 

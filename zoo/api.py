@@ -196,12 +196,14 @@ def fit(
     report=lambda step, steps, metrics: None,
     graft: Pretrained | str | Path | None = None,
     vectors: Pretrained | str | Path | None = None,
+    adapt: str | None = None,
     **chosen: Any,
 ) -> tuple[Fitted, Data]:
     """Train a model of the register on data; with `out`, resumable, and a bundle at OUT/bundle.
 
     graft: a pretrained run or bundle; its parameters take the place of fresh ones (graft.py).
-    vectors: a run whose user and item vectors the model reads, frozen.
+    vectors: a run whose user and item vectors the model reads, frozen. adapt: how the graft is
+    adapted, such as "lora:8" (recipes.py); the rest of it stays as it was.
     Returns the fitted model and the data as the model saw it (content features included).
     """
     known = entry(model)
@@ -216,9 +218,10 @@ def fit(
     catalogue = data.catalogue(mesh)
     catalogue = data.linked(catalogue) if known.family == "graph" else catalogue
     start = pretrained_for(model, graft, data) if graft is not None else None
-    fitted = fit_split(model, data.split, catalogue, out, settings, mesh, report, start, **chosen)
+    how = (out, settings, mesh, report, start, adapt)
+    fitted = fit_split(model, data.split, catalogue, *how, **chosen)
     if out is not None:
-        save(Path(out) / "bundle", model, chosen, fitted, data)
+        save(Path(out) / "bundle", model, chosen, fitted, data, adapt=adapt)
     return fitted, data
 
 
@@ -238,9 +241,6 @@ def pretrained_for(model: str, graft: Pretrained | str | Path, data: Data) -> An
             f"{sorted(data.dataset.features)}. Pretrain on modalities that both have "
             "(--model.modalities)."
         )
-    text, mine = bundle.data_options().text, data.options.text
-    other = bundle.split.get("data") != data.dataset.name
-    if "text" in known - set(made) and (text != mine or other and text == "lsa"):
     made = data.dataset.source.get("embedded", {})
     for modality in sorted(known):
         theirs = bundle.bundle.features.get(modality, {}).get("made_by", {})
@@ -250,6 +250,9 @@ def pretrained_for(model: str, graft: Pretrained | str | Path, data: Data) -> An
                 + "\n  ".join(lines)
                 + "\nEmbed both data sets with one encoder, and name it with --features."
             )
+    text, mine = bundle.data_options().text, data.options.text
+    other = bundle.split.get("data") != data.dataset.name
+    if "text" in known - set(made) and (text != mine or other and text == "lsa"):
         raise ValueError(
             f"the graft was pretrained on text='{text}' features of {bundle.split.get('data')}, "
             f"which mean nothing on text='{mine}' features of {data.dataset.name}: use "
@@ -322,6 +325,7 @@ def save(
     data: Data,
     titles: bool = True,
     results: dict[str, Any] | None = None,
+    adapt: str | None = None,
 ) -> Path:
     """Write the bundle of a fitted model: everything that serving needs, hashes included."""
     uses_content, graph = _wanted(model, chosen) != "id", entry(model).family == "graph"
@@ -336,6 +340,7 @@ def save(
         "model": model,
         "fields": {k: chosen.get(k, default) for k, (_, default) in known.items()},
         "steps": fitted.steps,
+        **({"adapt": adapt} if adapt else {}),
     }
     split = {
         "name": data.split.name,
@@ -370,15 +375,15 @@ def _titled(data: Data, titles: bool) -> bool:
 
 
 def _manifest(data: Data) -> dict[str, Any]:
+    made = {m: {"made_by": x} for m, x in data.dataset.source.get("embedded", {}).items()}
     return {
         m: {"width": int(x.shape[1]), "present": int(data.dataset.present[m].sum())}
+        | made.get(m, {})
         for m, x in data.dataset.features.items()
     }
 
-    made = {m: {"made_by": x} for m, x in data.dataset.source.get("embedded", {}).items()}
 
 def card(model: str, config: dict, split: dict, results: dict) -> str:
-        | made.get(m, {})
     """The bundle's README: what it is, what it learned from, what it reached."""
     lines = [f"# {model}", "", entry(model).summary + f" ({entry(model).paper}).", ""]
     lines += [f"Data: {split['data']}, split {split['name']} ({split['protocol']}),"]

@@ -86,6 +86,8 @@ def train_args(model: str, **preset: Any) -> type:
         """Further data sets, merged with the first: users and items side by side."""
         graft: str | None = None
         """A pretrained run or bundle whose parameters to start from."""
+        adapt: str | None = None
+        """How to adapt it: freeze, bitfit, lora:8, adapter:16, prompt:8, or several joined by +."""
         vectors: str | None = None
         """A run whose user and item vectors the model reads, frozen (mmgrec)."""
         objective: str | None = None

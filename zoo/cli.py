@@ -104,7 +104,7 @@ def _fit(argv: list[str], command: str, names: list[str], **preset: Any) -> int:
     data = api.load_data([args.data, *args.more_data], args.options())
     with Bar(f"{command} {name}", args.select) as bar:
         settings = args.settings()
-        more = {"graft": args.graft, "vectors": args.vectors}
+        more = {"graft": args.graft, "vectors": args.vectors, "adapt": args.adapt}
         fitted, data = api.fit(name, data, args.out, settings, mesh, bar, **more, **chosen)
     result = {
         "model": name,

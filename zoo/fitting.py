@@ -18,11 +18,14 @@ from checkpoints.store import Store, append_metrics, params_sha256
 from pipelines.loader import candidates, event_batches, pair_loader, sequence_loader
 from pipelines.schema import Split
 from zoo import mesh as meshes
+from zoo.adapt import plan_of
 from zoo.evaluation import evaluate
 from zoo.graft import graft
 from zoo.models import Entry, build, entry, trainable
 from zoo.models import fields as fields_of
 from zoo.optim import optimizer
+from zoo.plan import train_only
+from zoo.recipes import adapted_by, told
 from zoo.recommender import Recommender, unchanged
 from zoo.settings import KS, Settings, check_metric, claim, identity, settings_for
 from zoo.train import TrainState, create, make_dispatch, make_step, train
@@ -58,17 +61,20 @@ class Run:
         settings: Settings,
         mesh: Mesh,
         start: Any = None,
+        adapt: str | None = None,
     ):
         s = self.settings = settings
         self.start = start
         self.mesh, self.split, self.max_len = mesh, split, _longest(model, fields)
-        self.recommender = build(model, **fields)
+        self.recommender = adapted_by(build(model, **fields), adapt)
         check_metric(s.select)
         meshes.check_batch_fits(s.batch, mesh)
         self._load(entry(model))
         rates = _rates(model, fields, start)
         chain = (s.rate, self.steps, s.warmup, s.schedule, s.weight_decay, s.clip)
         self.optimizer = optimizer(*chain, rates=rates)
+        if adapt:
+            self.optimizer = train_only(self.optimizer, plan_of(self.recommender))
         catalogue = self.recommender.prepare(catalogue, mesh.size)
         self.catalogue = jax.device_put(catalogue, NamedSharding(mesh, P(("data", "model"))))
         self.shapes = jax.eval_shape(self._create, self.catalogue)
@@ -76,6 +82,8 @@ class Run:
             graft(
                 self.shapes.params, start
             )  # what does not fit is told before anything is compiled
+        if adapt:
+            log.warning("%s: %s", adapt, told(self.shapes.params, self.recommender))
         self.shardings = meshes.shardings(self.shapes, mesh)
         self.step = self._compile()
 
@@ -198,21 +206,25 @@ def fit(
     mesh: Mesh | None = None,
     report: Callable[[int, int, dict[str, float]], None] = lambda step, steps, metrics: None,
     start: Any = None,
+    adapt: str | None = None,
     **fields: Any,
 ) -> Fitted:
     """Train `model` with `fields`; go on where it stopped when `out` holds the same run.
 
     settings None: those of the model's family (`settings_for`). start: parameters of another
-    run; those of the same name and shape take the place of fresh ones (graft.py).
+    run; those of the same name and shape take the place of fresh ones (graft.py). adapt: how
+    `start` is adapted (recipes.py): what that freezes neither moves nor has optimizer state.
     `report(step, steps, metrics)` hears of every step and every evaluation.
     Raises ValueError when `out` holds a run of other settings.
     """
     mesh, settings = mesh or meshes.make_mesh(1), settings or settings_for(model)
+    if adapt and start is None:
+        raise ValueError(f"adapt='{adapt}' adapts a pretrained run, and none was named (graft).")
     with jax.set_mesh(mesh):
-        run = Run(model, fields, split, catalogue, settings, mesh, start)
+        run = Run(model, fields, split, catalogue, settings, mesh, start, adapt)
         if out is None:
             return _loop(run, run.fresh(), Progress(settings.select, settings.patience), report)
-        claim(Path(out), identity(model, fields, split, settings, start))
+        claim(Path(out), identity(model, fields, split, settings, start, adapt))
         with Store(out) as store:
             state, progress = _resume(run, store)
             return _loop(run, state, progress, report, store)

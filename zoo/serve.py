@@ -16,6 +16,7 @@ from checkpoints.hub import resolve
 from pipelines.loader import requests
 from pipelines.schema import DataError, Dataset, Ragged
 from zoo.models import build
+from zoo.recipes import adapted_by
 from zoo.scorer import best
 
 
@@ -33,7 +34,8 @@ class Pretrained:
     def __init__(self, bundle: Bundle):
         self.bundle = bundle
         self.config, self.split = bundle.config, bundle.split
-        self.recommender = build(self.config["model"], **_fields(self.config["fields"]))
+        plain = build(self.config["model"], **_fields(self.config["fields"]))
+        self.recommender = adapted_by(plain, self.config.get("adapt"))
         self.params = jax.tree.map(jnp.asarray, bundle.params)
         catalogue = self.recommender.prepare({**bundle.catalogue, **_codes(bundle)}, 1)
         self.catalogue = jax.tree.map(jnp.asarray, catalogue)

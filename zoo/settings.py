@@ -61,10 +61,16 @@ def check_metric(name: str) -> None:
 
 
 def identity(
-    model: str, fields: dict, split: Split, settings: Settings, start: Any = None
+    model: str,
+    fields: dict,
+    split: Split,
+    settings: Settings,
+    start: Any = None,
+    adapt: str | None = None,
 ) -> dict[str, Any]:
-    """What makes two runs the same: model, fields, split, settings, a graft. JSON-able."""
+    """What makes two runs the same: all of these, as JSON has them."""
     known = {"model": model, "fields": fields, "split": split.hash, **asdict(settings)}
+    known |= {"adapt": adapt} if adapt else {}
     known["graft"] = None if start is None else params_sha256(start)
     return json.loads(json.dumps(known))
 
