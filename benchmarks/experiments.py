@@ -122,6 +122,22 @@ TIGER = {
         "patience": 3,
     },
 }
+# The paper's vectors come from GraphSAGE; FREEDOM's know more of both content and interactions.
+MMGREC = {
+    "model": "mmgrec",
+    "data": "tiktok",
+    "folder": "graph",
+    "settings": {
+        "epochs": 40,
+        "batch": 128,
+        "rate": 2e-3,
+        "warmup": 200,
+        "schedule": "cosine",
+        "select": "recall@20",
+        "patience": 4,
+    },
+}
+REC_IDS = {"method": "rqvae", "size": 128, "hidden": (64,), "width": 16, "steps": 2000}
 GRAPH_MODELS = ("bpr", "lightgcn", "vbpr", "bm3", "freedom", "mgcn", "smore", "lgmrec")
 GRAPH_MODELS += ("em3_public",)
 EXPERIMENTS: dict[str, dict] = {
@@ -137,6 +153,19 @@ EXPERIMENTS: dict[str, dict] = {
         for data, where in GRAPH_DATA.items()
     },
     **TRANSFER,
+    "mmgrec-tiktok": {
+        **MMGREC,
+        "vectors": {
+            "model": "freedom",
+            "fields": {"dropout": 0.8, "reg": 1e-3},
+            "settings": {},
+            "tokenize": REC_IDS,
+        },
+    },
+    "mmgrec-id-tiktok": {
+        **MMGREC,
+        "vectors": {"model": "lightgcn", "fields": {}, "settings": {}, "tokenize": REC_IDS},
+    },
     "rpg-beauty": {
         "model": "rpg",
         "data": "amazon-beauty",

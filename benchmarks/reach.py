@@ -75,6 +75,22 @@ def pretrained(
     return folder, fitted.seconds
 
 
+def with_ids(experiment: dict, data, seed: int, out: Path | None):
+    """The run whose vectors a seed reads, and the data with the ids made of them.
+
+    experiment["vectors"]: model, its fields and settings, and what `zoo tokenize` is told.
+    """
+    from zoo import api
+    from zoo.tokenize import tokenize
+
+    plan, folder = experiment["vectors"], Path(out or tempfile.mkdtemp()) / "vectors"
+    settings = api.settings_for(plan["model"], seed=seed, **plan["settings"])
+    api.fit(plan["model"], data, folder, settings, **plan["fields"])
+    tokenize(data, folder / "ids.json", run=folder, seed=seed, **plan["tokenize"])
+    options = replace(data.options, codes=str(folder / "ids.json"))
+    return folder, replace(data, options=options)
+
+
 def one(
     experiment: dict, data, seed: int, out: Path | None, root: Path, scored: bool = True
 ) -> dict:
@@ -87,6 +103,9 @@ def one(
     if "pretrain" in experiment:
         graft, before = pretrained(experiment, data, seed, out, root)
     data = shuffled(data, seed) if experiment.get("shuffle") else data
+    vectors, data = (
+        with_ids(experiment, data, seed, out) if "vectors" in experiment else (None, data)
+    )
     began = time.monotonic()
 
     losses, curve = [], []
@@ -99,9 +118,8 @@ def one(
             losses.clear()
             print(curve[-1], flush=True)
 
-    fitted, seen = api.fit(
-        experiment["model"], data, out, settings, report=report, graft=graft, **fields
-    )
+    given = {"report": report, "graft": graft, "vectors": vectors, **fields}
+    fitted, seen = api.fit(experiment["model"], data, out, settings, **given)
     row = {
         "seed": seed,
         "steps": fitted.steps,
