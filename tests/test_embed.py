@@ -13,11 +13,12 @@ from checkpoints.rows import RowsError, Shards, read_rows
 from pipelines import pixels, sources, synthetic
 from pipelines.render import COLOURS, SYNONYMS, TEXTURES, THINGS
 from pipelines.schema import DataError
+from zoo import api
 from zoo import embed as module
+from zoo.cli import main
 from zoo.embed import embed, embedded
 from zoo.encoders.inputs import item_texts
 from zoo.encoders.load import encoder
-from zoo.mesh import make_mesh
 
 N = 30
 VIT = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -176,14 +177,18 @@ def vit(tmp_path_factory):
     return copied("hf_vit", tmp_path_factory.mktemp("encoder") / "vit", VIT)
 
 
-def test_pictures_are_read_and_broken_ones_masked(folder, vit, tmp_path, caplog):
+def test_pictures_are_read_and_broken_ones_masked(folder, vit, tmp_path, caplog, capsys):
     broken = tmp_path / "world"
     shutil.copytree(folder, broken)
     victim = sorted((broken / "images").glob("*.png"))[3]
     victim.write_bytes(victim.read_bytes()[:-40])
     data = sources.load(broken)
+    command = f"embed --data {broken} --encoder {vit} --batch 8 --json --out"
     with caplog.at_level("WARNING", "zoo"):
-        told = embed(data, vit, tmp_path / "out", batch=8, mesh=make_mesh())
+        assert main([*command.split(), str(tmp_path / "out")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert main([*command.split(), str(broken)]) == 2, "never into the data folder"
+    assert "Name another folder" in capsys.readouterr().err
     assert victim.name in caplog.text
     made = read_rows(tmp_path / "out")
     there = [bool(file) and file != str(victim) for file in data.columns["image"][1:]]
@@ -252,3 +257,25 @@ def test_what_an_encoder_cannot_read_is_said(dataset, bert, vit, tmp_path):
         embed(replace(dataset, columns={}), vit, tmp_path)
     with pytest.raises(DataError, match="no item of world has text"):
         embed(replace(dataset, columns={}), bert, tmp_path)
+
+
+def test_a_model_reads_the_vectors_and_its_bundle_says_whose_they_are(dataset, texts, tmp_path):
+    options = api.DataOptions(features=(str(texts[0]),))
+    data = api.load_data(dataset, options)
+    settings = api.settings_for("vbpr", steps=2, batch=16, dispatch=1)
+    small = {"width": 8, "modalities": ("text",)}
+    _, seen = api.fit("vbpr", data, tmp_path / "run", settings, **small)
+    np.testing.assert_array_equal(seen.dataset.features["text"][1:], read_rows(texts[0]).vectors)
+    bundle = api.from_pretrained(tmp_path / "run")
+    made = bundle.bundle.features["text"]["made_by"]
+    assert (made["encoder"], made["pooling"], made["rows"]) == (
+        "bert",
+        "pooled",
+        texts[1]["present"],
+    )
+    assert api.pretrained_for("vbpr", bundle, api.prepare(seen, "content")) is bundle.params
+    plain = api.prepare(api.load_data(dataset), "content")
+    with pytest.raises(
+        ValueError, match="other 'text' vectors:\n  dtype: there .float32., here null"
+    ):
+        api.pretrained_for("vbpr", bundle, plain)
