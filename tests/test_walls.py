@@ -16,7 +16,7 @@ DOORS |= {"prior", "reasons", "report", "settings", "load", "tokenize", "coding"
 FLAX = {"adapters", "layers", "items", "experts", "train", "rqvae", "relation"} | {
     p.stem for p in (ROOT / "zoo/models").glob("*.py")
 }
-FLAX |= {"blocks", "text", "image", "audio", "video", "t5"}
+FLAX |= {"blocks", "text", "image", "audio", "video", "t5", "t5_text"}
 
 
 def imports(path: Path) -> set[str]:

@@ -3,9 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from zoo.encoders.audio import SpectrogramTransformer, Wav2Vec2, WhisperEncoder
 from zoo.encoders.blocks import ACTIVATIONS, EncoderStack
 from zoo.encoders.image import VisionTransformer
+from zoo.encoders.t5 import T5Stack
+from zoo.encoders.t5_text import T5Text
 from zoo.encoders.text import Bert, ContrastiveText
 from zoo.encoders.video import VideoMAE
 
@@ -61,6 +65,17 @@ WAV2VEC2 = TRANSFORMER | dict(
     num_conv_pos_embedding_groups=16,
 )
 SIGLIP = TRANSFORMER | dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
+T5 = dict(
+    d_model=512,
+    num_layers=6,
+    num_heads=8,
+    d_kv=64,
+    d_ff=2048,
+    vocab_size=32128,
+    layer_norm_epsilon=1e-6,
+    relative_attention_num_buckets=32,
+    relative_attention_max_distance=128,
+)
 SIGLIP_TEXT = SIGLIP | dict(vocab_size=32000, max_position_embeddings=64)
 SIGLIP_IMAGE = SIGLIP | dict(image_size=224, patch_size=16, num_channels=3, vision_use_head=True)
 
@@ -188,6 +203,23 @@ def _siglip(config: Config, head: bool, extra: dict) -> Towers:
     return {"text": text, "image": image}
 
 
+def _t5(config: Config, head: bool, extra: dict) -> Towers:
+    c = T5 | dict(config)
+    _refuse(c, feed_forward_proj="relu", is_gated_act=False)
+    if extra.get("scan") or extra.get("remat"):
+        raise ValueError("scan and remat are not fields of T5's stack: leave them out.")
+    sizes = (c["num_layers"], c["num_heads"], c["d_kv"], c["d_model"], c["d_ff"])
+    stack = T5Stack(
+        *sizes,
+        dropout=extra.get("dropout", 0.0),
+        epsilon=c["layer_norm_epsilon"],
+        buckets=c["relative_attention_num_buckets"],
+        furthest=c["relative_attention_max_distance"],
+        dtype=extra.get("dtype", jnp.float32),
+    )
+    return {"text": T5Text(c["vocab_size"], c["d_model"], stack)}
+
+
 def _ast(config: Config, head: bool, extra: dict) -> Towers:
     c = AST | dict(config)
     _refuse(c, qkv_bias=True)
@@ -262,6 +294,7 @@ FAMILIES: dict[str, Callable[[Config, bool, dict], Towers]] = {
     "dinov2": _dinov2,
     "roberta": lambda c, head, extra: _bert(c, head, extra, ROBERTA, offset=True),
     "siglip": _siglip,
+    "t5": _t5,
     "videomae": _videomae,
     "vit": _vit,
     "wav2vec2": _wav2vec2,
