@@ -16,6 +16,7 @@ from pipelines.transforms import pack
 from zoo import api, coding
 from zoo import mesh as meshes
 from zoo.models import MODELS, build
+from zoo.models.mql4grec import merged
 from zoo.optim import optimizer
 from zoo.train import create, make_step
 
@@ -25,9 +26,8 @@ SMALL |= {"max_len": LENGTH, "dropout": 0.0}
 PARALLEL = {"width": 16, "layers": 1, "heads": 2, "max_len": LENGTH, "dropout": 0.0, "size": 8}
 NAMES = [name for name, entry in MODELS.items() if entry.family == "generative"]
 by_name = pytest.mark.parametrize("name", NAMES)
-searching = pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in ("rpg", "liger")]
-)
+ORDERED_OTHERWISE = ("rpg", "liger", "mql4grec")
+searching = pytest.mark.parametrize("name", [n for n in NAMES if n not in ORDERED_OTHERWISE])
 
 
 @cache
@@ -55,11 +55,25 @@ def world(n: int = N) -> tuple[dict, Ragged]:
     return catalogue, Ragged.of([[], *histories])
 
 
+def bilingual() -> dict:
+    """The catalogue with a second vocabulary, in which items 7 and 8 differ and 10 is not."""
+    catalogue, _ = world()
+    codes = np.roll(catalogue["codes"]["own"][1:], 3, axis=0)[:, ::-1]
+    other = np.concatenate([np.full((1, 3), -1), codes]).astype(np.int32)
+    other[41:], other[10] = -1, -1
+    sizes = np.array(SIZES[::-1], np.int32)
+    return catalogue | {
+        "codes": {"own": catalogue["codes"]["own"], "second": other},
+        "sizes": {"own": catalogue["sizes"]["own"], "second": sizes},
+    }
+
+
 @cache
 def made(name: str, **fields):
     """(recommender, params, prepared catalogue, batch) of a small model."""
     recommender = build(name, **{**(PARALLEL if name == "rpg" else SMALL), **fields})
-    catalogue = jax.tree.map(jnp.asarray, recommender.prepare({**world()[0]}, 1))
+    given = bilingual() if name == "mql4grec" else {**world()[0]}
+    catalogue = jax.tree.map(jnp.asarray, recommender.prepare(given, 1))
     batch = pack(world()[1], LENGTH, scheme=MODELS[name].targets)
     params = jax.jit(recommender.init)(jax.random.key(0), catalogue, batch)
     return recommender, params, catalogue, batch
@@ -112,7 +126,7 @@ def test_lists_exist_are_unique_and_new_to_the_user(name):
         assert np.asarray(catalogue["valid"])[row].all() and 9 not in row
 
 
-@by_name
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "mql4grec"])  # draws tasks by row
 def test_rows_do_not_see_each_other_nor_what_comes_later(name):
     recommender, params, catalogue, batch = made(name)
     weigh = jax.jit(recommender.loss)
@@ -169,6 +183,29 @@ def test_liger_ranks_the_spelled_and_the_cold_by_content():
     for row, past in enumerate(batch["exclude"]):  # no cold item is better than the last listed
         left = [i for i in cold if i not in items[row] and i not in past]
         assert all(exact[row, i] <= scores[row, -1] + 1e-6 for i in left)
+
+
+def test_languages_are_merged_and_each_item_listed_once():
+    recommender, params, catalogue, _ = made("mql4grec")
+    index = jax.jit(recommender.index)(params, catalogue)
+    batch = asked()
+    items, scores = jax.jit(recommender.recommend, static_argnums=3)(params, index, batch, 10)
+    every = jnp.broadcast_to(jnp.arange(64)[None], (6, 64))
+    exact = np.asarray(jax.jit(recommender.score)(params, index, batch, every))
+    for row, past in zip(np.asarray(items), batch["exclude"], strict=True):
+        assert len(set(row)) == 10 and not set(row) & set(past.tolist())
+    own = np.take_along_axis(exact, np.asarray(items), 1)
+    both = np.abs(own + 1 - np.asarray(scores)) < 1e-4
+    assert both.any() and np.isfinite(own).all()
+    lists = [
+        (jnp.array([[3, 5, 0]]), jnp.array([[-1.0, -2.0, -jnp.inf]])),
+        (jnp.array([[5, 4, 3]]), jnp.array([[-1.0, -1.5, -4.0]])),
+    ]
+    found, merged_scores = merged(lists, 4)
+    assert found.tolist() in ([[5, 4, 3, 0]], [[5, 3, 4, 0]])
+    np.testing.assert_allclose(merged_scores[0, :3], [-0.5, -1.5, -1.5])
+    with pytest.raises(ValueError, match="two or more vocabularies"):
+        recommender.prepare({**world()[0]}, 1)
 
 
 def test_asking_everywhere_at_once_is_asking_prefix_by_prefix():

@@ -118,6 +118,12 @@ MODELS: dict[str, Entry] = {
         "arXiv 2411.18814",
         "semantic ids and content vectors by one encoder, cold items too",
     ),
+    "mql4grec": _entry(
+        "generative",
+        "mql4grec:mql4grec",
+        "Zhai et al. 2025 (ICLR)",
+        "a language of codes a modality, each translated to each, lists merged",
+    ),
     "mmgrec": _entry(
         "generative",
         "mmgrec:mmgrec",
