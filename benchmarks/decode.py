@@ -331,11 +331,11 @@ def compiled(work: Callable, *arguments: object) -> Callable:
     return call
 
 
-def timed(call: Callable) -> tuple[dict[str, float], object]:
+def timed(call: Callable) -> dict[str, float]:
     begun, used = time.perf_counter(), time.process_time()
-    result = call()
+    call()
     ms = 1e3 * (time.perf_counter() - begun)
-    return {"ms": ms, "cpu_ms": 1e3 * (time.process_time() - used), "peak_mib": peak_mib()}, result
+    return {"ms": ms, "cpu_ms": 1e3 * (time.process_time() - used)}
 
 
 def zoo(args: argparse.Namespace) -> None:
@@ -377,22 +377,27 @@ def scale(args: argparse.Namespace) -> dict:
     for _ in range(args.rounds):
         for run, ways in zip(runs, calls, strict=True):
             for way, call in ways.items():
-                run[way].append(timed(call)[0])
-    for row, run in zip(rows, runs, strict=True):
-        for way, found in run.items():
-            row[way] = {
-                unit: round(statistics.median(f[unit] for f in found), 1)
-                for unit in ("ms", "cpu_ms")
-            }
-        print(json.dumps(row), flush=True)
-    return {"rows": rows, "peak_mib": peak_mib(), **load()}
+                run[way].append(timed(call))
+        rows = [row | medians(run) for row, run in zip(rows, runs, strict=True)]
+        found = {"rows": rows, "rounds": len(runs[0]["recommend"]), "peak_mib": peak_mib()}
+        write("scale", found | load())
+        print(json.dumps(rows), flush=True)
+    return found | load()
+
+
+def medians(run: dict[str, list[dict]]) -> dict[str, dict[str, float]]:
+    """Of each way, wall and processor time."""
+    return {
+        way: {
+            unit: round(statistics.median(f[unit] for f in found), 1) for unit in ("ms", "cpu_ms")
+        }
+        for way, found in run.items()
+    }
 
 
 def extra(side: Zoo, size: dict) -> dict[str, Callable]:
-    """Parts of the time where they tell something: the encoder alone, no constraint."""
-    if size["items"] != BASE["items"] or size["batch"] != BASE["batch"]:
-        return {}
-    return {"encode": side.encode(), "free": side.free()}
+    """Parts of the time at BASE: the encoder alone, and no constraint."""
+    return {"encode": side.encode(), "free": side.free()} if size == BASE else {}
 
 
 def peak_mib() -> float:

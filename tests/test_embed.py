@@ -17,7 +17,7 @@ from zoo import api
 from zoo import embed as module
 from zoo.cli import main
 from zoo.embed import embed, embedded
-from zoo.encoders.inputs import item_texts
+from zoo.encoders.inputs import content_of, item_texts
 from zoo.encoders.load import encoder
 
 N = 30
@@ -82,11 +82,9 @@ def texts(dataset, bert, tmp_path_factory):
 
 
 def test_texts_are_the_encoders_own_vectors_row_by_row(dataset, bert, texts):
-    from transformers import AutoTokenizer
-
     out, told = texts
     made = read_rows(out)
-    said, tokenizer, enc = item_texts(dataset), AutoTokenizer.from_pretrained(bert), encoder(bert)
+    said, tokenizer, enc = item_texts(dataset), tokens_of(bert), encoder(bert)
     apply = jax.jit(enc.apply["text"])
     assert told["present"] == sum(map(bool, said)) == made.present.sum() < N
     assert told["width"] == 32 and made.vectors.shape == (N, 32)
@@ -101,6 +99,48 @@ def test_texts_are_the_encoders_own_vectors_row_by_row(dataset, bert, texts):
             pooled = apply(enc.params, padded, np.arange(24)[None] < len(ids))["pooled"]
         np.testing.assert_allclose(made.vectors[row], pooled[0], rtol=0, atol=1e-5)
     assert max(lengths) > 16 > min(lengths), "two widths are made"
+
+
+@pytest.mark.parametrize("name,limit,widest", [("hf_siglip", 8, 8), ("hf_t5", 512, 32)])
+def test_other_text_encoders_are_read_in_their_own_way(name, limit, widest, dataset, bert):
+    """SigLIP reads texts padded to all its places, T5 has no places."""
+    enc, whole = encoder(FIXTURES / name), name == "hf_siglip"
+    content = content_of(dataset, bert, enc, "text")
+    assert content.how == {"max_length": limit, "tokens": "padded" if whole else "masked"}
+    (ids, mask), _, _ = content.take(np.arange(len(content.rows)))
+    assert ids.shape == mask.shape == (len(content.rows), widest)
+    assert mask.all() if whole else (mask == (ids > 0)).all()
+    strange = replace(dataset, columns={"title": np.array(["", *["word20"] * N], object)})
+    with pytest.raises(ValueError, match="gives the id 59, its encoder has .. words"):
+        content_of(strange, bert, enc, "text")
+
+
+def tokens_of(path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path)
+
+
+def test_lists_in_a_cell_become_words(dataset):
+    cells = {"title": "A  title", "genres": "Drama|Crime", "categories": '[["Hair", "Hair Care"]]'}
+    data = replace(dataset, columns={k: np.array(["", *[x] * N], object) for k, x in cells.items()})
+    assert item_texts(data)[:2] == ["", "A title Drama Crime Hair , Hair Care"]
+    keywords = {"gram_text_id": np.array(["", *["|▁red|▁pol|ish"] * N], object)}
+    assert item_texts(replace(dataset, columns=keywords))[1] == "red pol ish"
+
+
+def test_texts_are_cut_where_the_encoder_was_trained_to_read(dataset, bert, tmp_path):
+    shutil.copytree(bert, tmp_path / "bert")
+    file = tmp_path / "bert/sentence_bert_config.json"
+    for cut, asked in ((9, None), (24, 24)):
+        file.write_text('{"max_seq_length": 9}')
+        content = content_of(dataset, tmp_path / "bert", encoder(bert), "text", asked)
+        (ids, mask), there, _ = content.take(np.arange(3))
+        assert content.how["max_length"] == cut and ids.shape[1] == min(cut, 16) and there.all()
+        assert mask.sum(1).max() <= cut
+    file.write_text("[")
+    with pytest.raises(ValueError, match="sentence_bert_config.json: expected JSON"):
+        content_of(dataset, tmp_path / "bert", encoder(bert), "text")
 
 
 def stopping_at(rows: int):

@@ -73,6 +73,11 @@ def test_unknown_way():
         fuse(fixed(A), fixed(B), how="sum")
 
 
+def test_a_model_that_searches_takes_no_prior():
+    with pytest.raises(ValueError, match="scores only what it finds"):
+        fuse(build("tiger"), fixed(A))
+
+
 def test_a_graph_model_and_a_counted_one_fuse():
     users = np.repeat(np.arange(1, 9, dtype=np.int32), 3)
     items = (users - 1 + np.tile([0, 1, 2], 8)) % 8 + 1

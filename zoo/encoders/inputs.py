@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from zoo.names import unknown
 Inputs = tuple[np.ndarray, ...]
 NARROW = 16  # tokens: shorter texts are padded to them
 LONGEST = 512  # tokens, of an encoder without a table of positions
+MARKED = ("genres", "categories", *KEYWORDS)  # lists in a cell
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 
 
@@ -35,8 +37,8 @@ def content_of(
     folder: Path,
     enc: Encoder,
     modality: str,
-    max_length: int | None,
-    seconds: float,
+    max_length: int | None = None,
+    seconds: float = 5.0,
 ) -> Content:
     """The items that have the modality, and how they are read. ValueError: none, or no reader."""
     if modality == "text":
@@ -74,7 +76,7 @@ def _texts(dataset: Dataset, folder: Path, module: Any, max_length: int | None) 
     texts = item_texts(dataset)
     rows = _some(np.flatnonzero([bool(text) for text in texts]), dataset, "text")
     tokenizer = _tokenizer(folder)
-    limit = _limit(tokenizer, module, max_length)
+    limit = _limit(tokenizer, module, folder, max_length)
     ids = tokenizer([texts[row] for row in rows], truncation=True, max_length=limit)["input_ids"]
     _check_vocabulary(ids, module, folder)
     whole = getattr(module, "pooling", "") == "last"  # SigLIP reads its padding
@@ -95,13 +97,19 @@ def _texts(dataset: Dataset, folder: Path, module: Any, max_length: int | None) 
 
 
 def item_texts(dataset: Dataset) -> list[str]:
-    """One clean text an item, '' at row 0: its columns of TEXT_COLUMNS, else its keywords."""
-    columns = [dataset.columns[name] for name in TEXT_COLUMNS if name in dataset.columns]
-    if not columns:  # machine-written keywords stand in: `|` and `▁` part their pieces
-        words = [dataset.columns[name] for name in KEYWORDS if name in dataset.columns]
-        columns = [[x.replace("|", " ").replace("▁", " ") for x in column] for column in words]
-    rows = zip(*columns, strict=True) if columns else [()] * (dataset.n_items + 1)
-    return ["", *[clean_text(" ".join(map(clean_text, row))) for row in rows][1:]]
+    """One clean text an item, '' at row 0: its columns of TEXT_COLUMNS, else its keywords.
+
+    Genres, category paths and keywords lose the marks that part them: an encoder reads words.
+    """
+    names = [name for name in TEXT_COLUMNS if name in dataset.columns]
+    names = names or [name for name in KEYWORDS if name in dataset.columns]
+
+    def said(name: str, row: int) -> str:
+        cell = dataset.columns[name][row]
+        return clean_text(re.sub(r'[\[\]"|▁]+', " ", cell) if name in MARKED else cell)
+
+    rows = range(1, dataset.n_items + 1)
+    return ["", *(clean_text(" ".join(said(name, row) for name in names)) for row in rows)]
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -119,13 +127,17 @@ def _tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _limit(tokenizer: Any, module: Any, max_length: int | None) -> int:
-    """The longest text in tokens: what was asked for, if positions and tokenizer reach so far."""
+def _limit(tokenizer: Any, module: Any, folder: Path, max_length: int | None) -> int:
+    """The longest text in tokens: as asked for, else what the encoder was trained on."""
     offset = 0 if getattr(module, "pad_id", None) is None else module.pad_id + 1
     most = min(getattr(module, "positions", LONGEST + offset) - offset, tokenizer.model_max_length)
     if max_length is not None and not 1 <= max_length <= most:
         raise ValueError(f"max_length is {max_length}; this encoder takes 1 to {most} tokens.")
-    return max_length or most
+    trained = (
+        folder / "sentence_bert_config.json"
+    )  # Sentence Transformers: often less than it takes
+    known = read_json(trained).get("max_seq_length") if trained.is_file() else None
+    return max_length or min(most, known or most)
 
 
 def _width(longest: int, limit: int) -> int:
@@ -145,9 +157,9 @@ def _check_vocabulary(ids: list[list[int]], module: Any, folder: Path) -> None:
 def _preprocessor(folder: Path) -> dict[str, Any]:
     """preprocessor_config.json, or the part of a processor_config.json that stands for it."""
     if (folder / "preprocessor_config.json").is_file():
-        return json.loads((folder / "preprocessor_config.json").read_bytes())
+        return read_json(folder / "preprocessor_config.json")
     if (folder / "processor_config.json").is_file():
-        whole = json.loads((folder / "processor_config.json").read_bytes())
+        whole = read_json(folder / "processor_config.json")
         for part in ("image_processor", "feature_extractor"):
             if part in whole:
                 return whole[part]
@@ -162,6 +174,17 @@ def _some(rows: np.ndarray, dataset: Dataset, modality: str) -> np.ndarray:
     if not len(rows):
         raise DataError(f"no item of {dataset.name} has {modality}; there is nothing to embed.")
     return rows
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError naming the file."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON: {error}. Fetch it again.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}.")
+    return found
 
 
 def json_sha256(value: Any) -> str:

@@ -27,6 +27,11 @@ def fuse(
     """One recommender of two; parameters {'a': ..., 'b': ...}. Memory of a query: O(n)."""
     if how not in WAYS:
         raise ValueError(f"how is '{how}'; expected one of {', '.join(WAYS)}.")
+    if a.match is None or b.match is None:
+        raise ValueError(
+            "a fusion adds up the scores of all items; a model that searches (tiger, mmgrec, "
+            "liger, mql4grec) scores only what it finds, so it takes no prior."
+        )
 
     def init(key, catalogue, batch):
         first, second = jax.random.split(key)
