@@ -228,7 +228,7 @@ def _embed(argv: list[str]) -> int:
         dtype: str = "float32"
         """Of the layers: float32 or bfloat16. The vectors are float32."""
         max_length: int | None = None
-        """Tokens a text is cut to; None: all that the encoder takes."""
+        """Tokens a text is cut to; None: as many as the encoder was trained on."""
         seconds: float = 5.0
         """wav2vec2: how much of a clip it hears."""
         json: bool = False

@@ -47,8 +47,9 @@ def embed(
 
     modality: text, image or audio; None: the one that the encoder has, else text. pooling: which
     vector [b,d] of what the encoder returns. dtype: of the layers; the vectors are float32.
-    max_length: tokens a text is cut to, None: all that the encoder takes. seconds: how much of a
-    clip Wav2Vec2 hears. mesh: rows of a batch go over its data axis. report(rows done, of, {}).
+    max_length: tokens a text is cut to, None: as many as the encoder was trained on. seconds: how
+    much of a clip Wav2Vec2 hears. mesh: rows of a batch go over its data axis. report(rows done,
+    of, {}).
 
     OUT gets <modality>_feat.npy float32 [n_items, d], row r of item r + 1, zero where
     <modality>_present.npy is False, and manifest.json. Returns what was done. Raises ValueError
@@ -68,16 +69,8 @@ def embed(
         raise unknown(f"{folder} has no tower for the modality", modality, enc.modules)
     content = content_of(dataset, folder, enc, modality, max_length, seconds)
     run = _runner(enc, modality, pooling, content)
-    facts = {
-        **{
-            "data": dataset.name,
-            "items": dataset.n_items,
-            "items_sha256": json_sha256(_ids(dataset)),
-        },
-        **{"modality": modality, "rows": len(content.rows), "content_sha256": content.sha256},
-        **{"encoder": folder.resolve().name, "encoder_files": _files(folder)},
-        **{"preprocessing": content.how, "pooling": pooling, "dtype": dtype, "batch": batch},
-    }
+    facts = _facts(dataset, folder, content)
+    facts |= {"modality": modality, "pooling": pooling, "dtype": dtype, "batch": batch}
     shards = Shards(out, facts)
     before = shards.done
     if not shards.complete:
@@ -216,6 +209,20 @@ def _runner(enc: Encoder, modality: str, pooling: str, content: Content) -> Call
             return run(*arguments)
 
     return highest
+
+
+def _facts(dataset: Dataset, folder: Path, content: Content) -> dict[str, Any]:
+    """What the vectors are of, as far as the data and the encoder's folder say it."""
+    return {
+        "data": dataset.name,
+        "items": dataset.n_items,
+        "items_sha256": json_sha256(_ids(dataset)),
+        "rows": len(content.rows),
+        "content_sha256": content.sha256,
+        "encoder": folder.resolve().name,
+        "encoder_files": _files(folder),
+        "preprocessing": content.how,
+    }
 
 
 def _files(folder: Path) -> dict[str, str]:
