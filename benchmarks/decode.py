@@ -116,8 +116,7 @@ def tune(args: argparse.Namespace) -> dict:
 
 def beside(args: argparse.Namespace) -> dict:
     """Both sides at the sizes of BASE and `--items`, taking turns; ratios with their range."""
-    tuned = json.loads(OUT.read_text()) if OUT.exists() else {}
-    setting = tuned["tune"]["best"] if "tune" in tuned else {k: v[0] for k, v in TUNED.items()}
+    setting = {} if args.untuned else json.loads(OUT.read_text())["tune"]["best"]
     sizes = BASE | {"items": args.items}
     both, asked = sides(args, setting, **sizes), WAYS | {"hf": args.ways or WAYS["hf"]}
     agree = agreement(both["zoo"].ask("lists"), both["hf"].ask("lists"))
@@ -355,34 +354,25 @@ def zoo(args: argparse.Namespace) -> None:
 
 
 def scale(args: argparse.Namespace) -> dict:
-    """The zoo alone: one size moved at a time from BASE, all sizes in turns."""
-    axes = {"beam": (10, 20, 50), "batch": (1, 32, 128), "items": (1_000, 12_000, 100_000, 10**6)}
-    sizes = [BASE] + [
-        BASE | {key: value}
-        for key, values in axes.items()
-        for value in values
-        if value != BASE[key]
-    ]
-    rows, calls, params = [], [], None
+    """The zoo alone: one size moved at a time from BASE; written after each."""
+    axes = {"batch": (1, 128), "items": (10**6, 1_000, 100_000), "beam": (10, 50)}
+    sizes = [BASE] + [BASE | {key: value} for key, values in axes.items() for value in values]
+    rows, params = [], None
     for size in sizes:
         side = Zoo(**size, params=params)
         params, trie = side.params, side.index["trie"]
-        row = {"sizes": size, "trie_s": side.built, "branching": trie.branching}
         begun = time.perf_counter()
-        calls.append({"recommend": side.recommend()} | extra(side, size))
+        calls = {"recommend": side.recommend()} | extra(side, size)
+        row = {"sizes": size, "trie_s": side.built, "branching": trie.branching}
         row["compile_s"] = round(time.perf_counter() - begun, 1)
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    runs = [{way: [] for way in ways} for ways in calls]
-    for _ in range(args.rounds):
-        for run, ways in zip(runs, calls, strict=True):
-            for way, call in ways.items():
+        run = {way: [] for way in calls}
+        for _ in range(args.rounds):
+            for way, call in calls.items():
                 run[way].append(timed(call))
-        rows = [row | medians(run) for row, run in zip(rows, runs, strict=True)]
-        found = {"rows": rows, "rounds": len(runs[0]["recommend"]), "peak_mib": peak_mib()}
-        write("scale", found | load())
-        print(json.dumps(rows), flush=True)
-    return found | load()
+        rows.append(row | medians(run) | load() | {"peak_mib": peak_mib()})
+        write("scale", {"rounds": args.rounds, "rows": rows})
+        print(json.dumps(rows[-1]), flush=True)
+    return {"rounds": args.rounds, "rows": rows}
 
 
 def medians(run: dict[str, list[dict]]) -> dict[str, dict[str, float]]:
@@ -421,6 +411,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", help="of Hugging Face's side; all unless named")
+    parser.add_argument("--untuned", action="store_true", help="Hugging Face as it comes")
     parser.add_argument("--tune-batch", type=int, default=4)
     for name, value in BASE.items():
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -432,7 +423,7 @@ def main() -> None:
         parser.error(f"{args.mode} needs --competitor-python, see benchmarks/README.md")
     found = {"tune": tune, "beside": beside, "scale": scale}[args.mode](args)
     key = args.mode if args.mode != "beside" else f"beside_{args.items}"
-    write(key, found)
+    write(key + "_untuned" * args.untuned, found)
 
 
 if __name__ == "__main__":
