@@ -47,7 +47,8 @@ def generate(
 
     allowed bool[n]: who competes; exclude int[b,h]: items that a row must not get, 0 = none.
     Items that share their codes have equal scores and come in the order of their ids.
-    renormalise: probabilities among the codes that exist behind a prefix, not among all.
+    renormalise: probabilities among the codes that exist behind a prefix, not among all. What
+    `allowed` and `exclude` take away exists: a filter changes who is listed, not the scores.
     """
     left = remaining(trie, allowed)
     banned = None if exclude is None else _banned(trie, exclude, allowed)
@@ -92,10 +93,10 @@ def search(
 def _grow(trie, states, scores, log_p, level, left, renormalise) -> tuple:
     """Tokens, next states and scores [b,w,k] of everything that may follow."""
     tokens, nexts, exists = candidates(trie, states, level)
-    exists &= jnp.take(left, jnp.maximum(nexts, 0)) > 0
     gain = jnp.take_along_axis(log_p.astype(jnp.float32), tokens, axis=-1)
     if renormalise:
         gain -= jax.nn.logsumexp(jnp.where(exists, gain, LOST), axis=-1, keepdims=True)
+    exists &= jnp.take(left, jnp.maximum(nexts, 0)) > 0
     return tokens, nexts, jnp.where(exists, scores[:, :, None] + gain, LOST)
 
 

@@ -106,6 +106,7 @@ MODELS: dict[str, Entry] = {
         "last",
         by_token=True,
         causal=False,
+        among="all",
         layers=4,
         decoder_layers=4,
         heads=6,

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from zoo import trie as tries
 from zoo.decode import generate
-from zoo.encoders.t5 import KeysValues, T5Stack, normal
-from zoo.layers import segment_mask
+from zoo.encoders.t5 import KeysValues, T5Stack
+from zoo.layers import init_normal, segment_mask
 from zoo.losses import mean
 from zoo.recommender import Recommender
 
@@ -31,7 +31,8 @@ class Speller(nn.Module):
 
     sizes: codes of each level; a code of level l is row offset_l + code of one table, shared by
     the history, the decoder's input and, as in T5, its output. by_token: the encoder reads every
-    code, else every item as the sum of its codes.
+    code, else every item as the sum of its codes. Rows start with sd 0.02: at T5's own sd of 1 a
+    step of 1e-3 hardly moves them.
     """
 
     sizes: tuple[int, ...]
@@ -41,8 +42,8 @@ class Speller(nn.Module):
 
     def setup(self):
         d = self.decoder.width
-        self.codes = self.param("codes", normal(1.0), (sum(self.sizes), d))
-        self.start = self.param("start", normal(1.0), (d,))
+        self.codes = self.param("codes", init_normal, (sum(self.sizes), d))
+        self.start = self.param("start", init_normal, (d,))
 
     @property
     def offsets(self) -> list[int]:
@@ -74,14 +75,21 @@ class Speller(nn.Module):
         return self.decoder.read(states)
 
     def likelihood(
-        self, memory: list[KeysValues], seen: Array, targets: Array, train: bool = False
+        self,
+        memory: list[KeysValues],
+        seen: Array,
+        targets: Array,
+        exists: list[Array] | None = None,
+        train: bool = False,
     ) -> Array:
-        """ln p float32 [b,w] of items int[b,w,c], all levels at once."""
+        """ln p float32 [b,w] of items int[b,w,c], all levels at once; among all codes of a level,
+        or those that exist [b,w,v]."""
         x = self._embed(jnp.maximum(targets, 0))[:, :, :-1]
-        start = jnp.broadcast_to(self.start, (*x.shape[:2], 1, x.shape[-1]))
+        start = jnp.broadcast_to(self._sized(self.start), (*x.shape[:2], 1, x.shape[-1]))
         x = jnp.concatenate([start, x], axis=2)
         h, _ = self.decoder.decode(x, memory, self.look(seen), None, train)
-        log_p = [self._log_p(h[:, :, i], i) for i in range(len(self.sizes))]
+        exists = exists or [None] * len(self.sizes)
+        log_p = [self._log_p(h[:, :, i], i, exists[i]) for i in range(len(self.sizes))]
         own = [
             jnp.take_along_axis(p, jnp.maximum(targets[:, :, i : i + 1], 0), axis=-1)[..., 0]
             for i, p in enumerate(log_p)
@@ -93,21 +101,24 @@ class Speller(nn.Module):
     ) -> tuple[Array, Any]:
         """decode.Step: ln p [b,w,v] of the level's codes behind the tokens so far."""
         if level == 0:
-            x = jnp.broadcast_to(self.start, (len(seen), 1, 1, len(self.start)))
+            x = jnp.broadcast_to(self._sized(self.start), (len(seen), 1, 1, len(self.start)))
         else:
-            x = self.codes[tokens + self.offsets[level - 1]][:, :, None]
+            x = self._sized(self.codes[tokens + self.offsets[level - 1]])[:, :, None]
         h, past = self.decoder.decode(x, memory, self.look(seen), past)
         return self._log_p(h[:, :, 0], level), past
 
     def _embed(self, codes: Array) -> Array:
         first = jnp.array(self.offsets).reshape((1,) * (codes.ndim - 1) + (-1,))
-        return jnp.take(self.codes, jnp.maximum(codes, 0) + first, axis=0)
+        return self._sized(jnp.take(self.codes, jnp.maximum(codes, 0) + first, axis=0))
 
-    def _log_p(self, h: Array, level: int) -> Array:
+    def _sized(self, x: Array) -> Array:
+        return x * x.shape[-1] ** 0.5
+
+    def _log_p(self, h: Array, level: int, exists: Array | None = None) -> Array:
         first = self.offsets[level]
         rows = self.codes[first : first + self.sizes[level]]
-        logits = jnp.einsum("bwd,vd->bwv", h * h.shape[-1] ** -0.5, rows)
-        return jax.nn.log_softmax(logits.astype(jnp.float32))
+        logits = jnp.einsum("bwd,vd->bwv", h, rows).astype(jnp.float32)
+        return jax.nn.log_softmax(logits if exists is None else jnp.where(exists, logits, -1e9))
 
 
 def codes_of(holder: dict, batch: dict) -> tuple[Array]:
@@ -134,12 +145,17 @@ def generative(
     history: Callable[[dict, dict], tuple] = codes_of,
     keep: tuple[str, ...] = (),
     side: Side | None = None,
+    among: str = "existing",
 ) -> Recommender:
     """speller(sizes) makes the module; causal: whether a place of a row hides what came later.
 
     beam: prefixes kept in the search; k where more are asked for. history(catalogue or index,
     batch): what the module reads of a batch; keep: what of the catalogue that needs when serving.
+    among: what probabilities sum to one over, in training and search alike: the codes that are
+    `existing` behind a prefix, so that the decoder need not learn the catalogue by heart, or `all`.
     """
+    if among not in ("existing", "all"):
+        raise ValueError(f"among is '{among}'; expected 'existing' or 'all'.")
     keep = ("trie", "codes", "valid", *keep, *(side.keep if side else ()))
 
     def module(holder: dict) -> Speller:
@@ -151,6 +167,9 @@ def generative(
 
     def extended(params, catalogue):
         return side.extend(params["side"], catalogue) if side else catalogue
+
+    def behind(holder, ids):
+        return existing(holder["trie"], ids) if among == "existing" else None
 
     def init(key, catalogue, batch):
         own, other = jax.random.split(key)
@@ -170,7 +189,8 @@ def generative(
         if "ends" in batch:
             mask = jnp.take_along_axis(mask, batch["ends"][:, :, None], axis=1)
         wanted = jnp.take(holder["codes"], targets, axis=0)
-        own = apply(params, holder, "likelihood", memory, mask, wanted, True, key=spell_key)
+        spelled = (memory, mask, wanted, behind(holder, targets), True)
+        own = apply(params, holder, "likelihood", *spelled, key=spell_key)
         weights = ((targets > 0) & (wanted[:, :, 0] >= 0)).astype(jnp.float32)
         value = -mean(own, weights)
         if side:
@@ -194,15 +214,24 @@ def generative(
         query = encode(params, index, batch)
         step = partial(apply, params, index, "step", query["memory"], query["seen"])
         rows, exclude = len(batch["query"]), batch.get("exclude")
-        found = generate(step, index["trie"], k, rows, beam, index["valid"], exclude)
+        held = (index["trie"], k, rows, beam, index["valid"], exclude)
+        found = generate(step, *held, renormalise=among == "existing")
         return side.rank(index, query, found[0], k, exclude) if side else found
 
     def score(params, index, batch, candidates):
         query, wanted = encode(params, index, batch), jnp.take(index["codes"], candidates, axis=0)
-        own = apply(params, index, "likelihood", query["memory"], query["seen"], wanted)
+        spelled = (query["memory"], query["seen"], wanted, behind(index, candidates))
+        own = apply(params, index, "likelihood", *spelled)
         return jnp.where(wanted[:, :, 0] >= 0, own, -jnp.inf)
 
     return Recommender(init, loss, index, recommend, score, encode, None, prepare=with_trie)
+
+
+def existing(trie: tries.Trie, ids: Array) -> list[Array]:
+    """By level, bool [...,v]: the codes that exist behind the first ones of items int[...]."""
+    states = jnp.take(trie.above, ids, axis=0, mode="clip")
+    before = [jnp.full_like(ids, tries.ROOT), *jnp.moveaxis(states, -1, 0)[:-1]]
+    return [tries.mask(trie, state, level) for level, state in enumerate(before)]
 
 
 def with_trie(catalogue: dict[str, Any], parts: int = 1) -> dict[str, Any]:

@@ -46,8 +46,8 @@ def dense(items: Items, temperature: float) -> Side:
         return items.init(key, catalogue)["params"]
 
     def extend(params, catalogue):
-        spread = items.width**0.5 * 0.02  # Items are of the size of an ID row, codes of size 1
-        return {**catalogue, "content": items.apply({"params": params}, catalogue) / spread}
+        content = items.apply({"params": params}, catalogue)  # of the size of an ID row, as codes
+        return {**catalogue, "content": content * items.width**0.5}
 
     def loss(params, holder, states, targets, weights):
         table, flat = normalise(holder["content"]), normalise(states).reshape(-1, items.width)
@@ -84,6 +84,7 @@ def liger(
     hidden: int = 0,
     temperature: float = 0.07,
     beam: int = 20,
+    among: str = "existing",
 ) -> Recommender:
     """Loss: -ln p(codes) + softmax of cosines / temperature. Other fields as tiger, Items."""
     sizes = {"heads": heads, "head_width": head_width, "width": width, "inner": inner}
@@ -91,4 +92,4 @@ def liger(
     decoder = T5Stack(decoder_layers, **sizes, cross=True, both_ways=False, dropout=dropout)
     speller = partial(ContentSpeller, encoder=encoder, decoder=decoder)
     side = dense(Items(width, "content", modalities, "sum", hidden), temperature)
-    return generative(speller, True, beam, codes_and_content, side=side)
+    return generative(speller, True, beam, codes_and_content, side=side, among=among)

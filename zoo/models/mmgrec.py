@@ -66,10 +66,11 @@ def mmgrec(
     max_len: int = 32,
     dropout: float = 0.2,
     beam: int = 20,
+    among: str = "existing",
 ) -> Recommender:
     """ln p(Rec-ID | set, user); fields are those of SetEncoder, T5Stack, generative."""
     encoder = SetEncoder(layers, width, heads, head_width, dropout)
     sizes = {"heads": heads, "head_width": head_width, "width": width, "inner": inner}
     decoder = T5Stack(decoder_layers, **sizes, cross=True, both_ways=False, dropout=dropout)
     speller = partial(SetSpeller, encoder=encoder, decoder=decoder)
-    return generative(speller, False, beam, vectors_of, ("vectors",))
+    return generative(speller, False, beam, vectors_of, ("vectors",), among=among)

@@ -20,8 +20,8 @@ from jax import lax
 
 from zoo import trie as tries
 from zoo.decode import generate
-from zoo.encoders.t5 import KeysValues, T5Stack, normal
-from zoo.layers import segment_mask
+from zoo.encoders.t5 import KeysValues, T5Stack
+from zoo.layers import init_normal, segment_mask
 from zoo.losses import mean
 from zoo.models.generative import Speller
 from zoo.recommender import Recommender
@@ -39,8 +39,8 @@ class Polyglot(Speller):
 
     def setup(self):
         d, v = self.decoder.width, self.languages
-        self.codes = self.param("codes", normal(1.0), (v, sum(self.sizes), d))
-        self.start = self.param("start", normal(1.0), (v, d))
+        self.codes = self.param("codes", init_normal, (v, sum(self.sizes), d))
+        self.start = self.param("start", init_normal, (v, d))
 
     def __call__(self, codes: Array, mask: Array, language: Array) -> Array:
         """Everything once, for init."""
@@ -63,7 +63,7 @@ class Polyglot(Speller):
     ) -> Array:
         x = self._words(targets, language)[:, :, :-1]
         start = jnp.broadcast_to(
-            self.start[language][:, None, None], (*x.shape[:2], 1, x.shape[-1])
+            self._sized(self.start[language])[:, None, None], (*x.shape[:2], 1, x.shape[-1])
         )
         x = jnp.concatenate([start, x], axis=2)
         h, _ = self.decoder.decode(x, memory, seen, None, train)
@@ -85,21 +85,21 @@ class Polyglot(Speller):
     ) -> tuple[Array, Any]:
         """decode.Step of rows that are all asked in `language` int[b]."""
         if level == 0:
-            x = self.start[language][:, None, None]
+            x = self._sized(self.start[language])[:, None, None]
         else:
             row = tokens + self.offsets[level - 1]
-            x = self.codes[language[:, None], row][:, :, None]
+            x = self._sized(self.codes[language[:, None], row])[:, :, None]
         h, past = self.decoder.decode(x, memory, seen, past)
         return self._spoken(h[:, :, 0], level, language), past
 
     def _words(self, codes: Array, language: Array) -> Array:
         rows = jnp.maximum(codes, 0) + jnp.array(self.offsets)[None, None]
-        return self.codes[language[:, None, None], rows]
+        return self._sized(self.codes[language[:, None, None], rows])
 
     def _spoken(self, h: Array, level: int, language: Array) -> Array:
         first = self.offsets[level]
         rows = self.codes[:, first : first + self.sizes[level]][language]  # b v d
-        logits = jnp.einsum("bwd,bvd->bwv", h * h.shape[-1] ** -0.5, rows)
+        logits = jnp.einsum("bwd,bvd->bwv", h, rows)
         return jax.nn.log_softmax(logits.astype(jnp.float32))
 
 

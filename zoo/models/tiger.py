@@ -26,10 +26,11 @@ def tiger(
     by_token: bool = False,
     causal: bool = True,
     beam: int = 20,
+    among: str = "existing",
 ) -> Recommender:
     """ln p(item) is the sum over its codes; fields are those of T5Stack, Speller, generative."""
     sizes = {"heads": heads, "head_width": head_width, "width": width, "inner": inner}
     encoder = T5Stack(layers, **sizes, both_ways=not causal, dropout=dropout)
     decoder = T5Stack(decoder_layers, **sizes, cross=True, both_ways=False, dropout=dropout)
     speller = partial(Speller, encoder=encoder, decoder=decoder, by_token=by_token)
-    return generative(speller, causal, beam)
+    return generative(speller, causal, beam, among=among)
