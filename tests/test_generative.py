@@ -110,7 +110,10 @@ def test_a_wide_beam_is_the_exact_ranking_and_scores_are_likelihoods(name):
     np.testing.assert_allclose(scores, np.take_along_axis(exact, order, 1), atol=1e-4)
     np.testing.assert_allclose(scores, np.take_along_axis(exact, np.asarray(items), 1), atol=1e-4)
     total = np.exp(exact[:, [i for i in range(1, N + 1) if i != 8]]).sum(1)
-    assert (total < 1).all()  # the rest is on codes that nobody has
+    if name == "tiger_paper":  # the rest is on codes that nobody has
+        assert (total < 1).all()
+    else:
+        np.testing.assert_allclose(total, 1, rtol=1e-4)
 
 
 @searching
@@ -264,7 +267,7 @@ def test_a_few_sequences_are_learned_by_heart():
 
 
 def test_new_items_are_recommended_by_a_trained_model_as_it_is():
-    recommender, params, catalogue, _ = made("tiger")
+    recommender, params, catalogue, _ = made("tiger", among="all")  # old scores stay the same, too
     grown = jax.tree.map(jnp.asarray, recommender.prepare({**world(N + 10)[0]}, 1))
     old, new = (jax.jit(recommender.index)(params, c) for c in (catalogue, grown))
     assert np.array_equal(old["codes"][: N + 1], new["codes"][: N + 1])

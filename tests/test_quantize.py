@@ -128,7 +128,7 @@ def test_blocks_and_devices_change_no_code(monkeypatch):
     whole = quantize.assign(jnp.asarray(X), books)
     rows = NamedSharding(make_mesh(8), P("data"))
     np.testing.assert_array_equal(quantize.assign(jax.device_put(X, rows), books), whole)
-    monkeypatch.setattr(km, "BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(km, "BLOCK_ELEMENTS", {"cpu": 100})
     jax.clear_caches()
     np.testing.assert_array_equal(quantize.assign(jnp.asarray(X), books), whole)
 

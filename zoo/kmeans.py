@@ -12,7 +12,8 @@ from jax import lax
 
 Array = jax.Array
 STARTS = ("plusplus", "sample")
-BLOCK_ELEMENTS = 8_000_000  # distances held at once: 32 MB
+BLOCK_ELEMENTS = {"cpu": 131_072}  # distances held at once: what a core's cache holds
+ELSEWHERE = 8_000_000
 
 
 def check_vectors(x: np.ndarray, size: int = 1) -> None:
@@ -48,10 +49,13 @@ def nearest(x: Array, codebook: Array) -> Array:
     def block(rows: Array) -> Array:
         return _relative(rows, codebook).argmin(1).astype(jnp.int32)
 
-    if x.shape[0] * codebook.shape[0] <= BLOCK_ELEMENTS:
+    held = BLOCK_ELEMENTS.get(jax.default_backend(), ELSEWHERE)
+    rows = max(held // codebook.shape[0], 1)
+    if x.shape[0] <= rows:
         return block(x)
-    rows = max(BLOCK_ELEMENTS // codebook.shape[0], 1)
-    return lax.map(lambda row: block(row[None])[0], x, batch_size=rows)
+    spare = -x.shape[0] % rows
+    blocks = jnp.pad(x, ((0, spare), (0, 0))).reshape(-1, rows, x.shape[1])
+    return lax.map(block, blocks).reshape(-1)[: x.shape[0]]
 
 
 def kmeans(
