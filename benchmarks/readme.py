@@ -278,7 +278,46 @@ def graph_speed() -> str:
     return "\n".join(lines)
 
 
+DECODED = {
+    "hf prefix": "generate, prefix_allowed_tokens_fn",
+    "hf vectorised": "generate, a mask of our own",
+    "hf free": "generate, unconstrained",
+    "zoo free": "the zoo, unconstrained",
+}
+
+
+def codes() -> str:
+    """Beam search beside Hugging Face's, quantising beside scikit-learn's."""
+    lines = [
+        "| beside | what | processor time over the zoo's (range) | zoo, ms |",
+        "|---|---|---|---|",
+    ]
+    how = []
+    for name, told in (_load("decode") or {}).items():
+        if name.startswith("beside_") and "--untuned" not in told["command"]:
+            rows, own = told["summary"], told["summary"]["zoo recommend"]["cpu_ms"]["median"]
+            for key, what in DECODED.items():
+                if key in rows:
+                    lines.append(f"| beam search, {told['sizes']['items']:,} items | {what} | "
+                                 f"{_ratio(rows[key])} | {own:.0f} |")  # fmt: skip
+            how.append(f"`{told['command']}`")
+    for told in (_load("quantize") or {}).values():
+        rows, size = told["sample"]["summary"], told["sizes"]
+        lines.append(
+            f"| residual k-means, {size['rows']:,} x {size['width']} | scikit-learn | "
+            f"{_ratio(rows['sklearn'])} | {rows['zoo']['cpu_ms']['median']:.0f} |"
+        )
+        how.append(f"`{told['command']}`")
+    return "\n".join([*lines, "", "; ".join(how) + "; AMD EPYC, 2 cores, busy with other work."])
+
+
+def _ratio(row: dict) -> str:
+    low, high = row["cpu_ms"]["range"]
+    return f"{row['cpu_ms']['over_zoo']:.2f} ({low:.2f} to {high:.2f})"
+
+
 BLOCKS = {
+    "codes": codes,
     "speed": speed,
     "tree": tree,
     "models": models,

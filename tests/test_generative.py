@@ -313,6 +313,9 @@ def test_trained_saved_and_loaded_back_it_gives_the_same_lists(tmp_path):
     assert {k: fitted.best[k] for k in theirs} == theirs
     lines = bundle.recommend(bundle.item_ids[1:4], k=5)
     assert len({line.item for line in lines}) == 5
+    other = replace(data, options=api.DataOptions(codes="rkmeans"))
+    with pytest.raises(ValueError, match="codes is 'random' there, None here"):
+        api.fit("tiger", other, tmp_path, settings, **SMALL)
     session = bundle.session()
     for item in bundle.item_ids[1:4]:
         session.append(item)

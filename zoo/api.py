@@ -173,6 +173,14 @@ def with_vectors(data: Data, run: Pretrained | str | Path) -> Data:
     return replace(data, vectors=vectors)
 
 
+def _named(options: DataOptions) -> dict[str, Any]:
+    """The options that decide what a model reads of an item, where they are not the usual ones."""
+    usual = DataOptions()
+    reading = {name: getattr(options, name) for name in ("text", "features", "codes")}
+    return {k: list(v) if k == "features" else v for k, v in reading.items()
+            if v != getattr(usual, k)}  # fmt: skip
+
+
 def with_codes(data: Data) -> Data:
     """With the semantic ids that its options name."""
     found = coding.coded(data.dataset, data.options.codes, data.options.text)
@@ -218,7 +226,7 @@ def fit(
     catalogue = data.catalogue(mesh)
     catalogue = data.linked(catalogue) if known.family == "graph" else catalogue
     start = pretrained_for(model, graft, data) if graft is not None else None
-    how = (out, settings, mesh, report, start, adapt)
+    how = (out, settings, mesh, report, start, adapt, _named(data.options))
     fitted = fit_split(model, data.split, catalogue, *how, **chosen)
     if out is not None:
         save(Path(out) / "bundle", model, chosen, fitted, data, adapt=adapt)

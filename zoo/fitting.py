@@ -207,6 +207,7 @@ def fit(
     report: Callable[[int, int, dict[str, float]], None] = lambda step, steps, metrics: None,
     start: Any = None,
     adapt: str | None = None,
+    about: dict[str, Any] | None = None,
     **fields: Any,
 ) -> Fitted:
     """Train `model` with `fields`; go on where it stopped when `out` holds the same run.
@@ -214,6 +215,7 @@ def fit(
     settings None: those of the model's family (`settings_for`). start: parameters of another
     run; those of the same name and shape take the place of fresh ones (graft.py). adapt: how
     `start` is adapted (recipes.py): what that freezes neither moves nor has optimizer state.
+    about: what else makes this run the one that it is, such as where its features come from.
     `report(step, steps, metrics)` hears of every step and every evaluation.
     Raises ValueError when `out` holds a run of other settings.
     """
@@ -224,7 +226,8 @@ def fit(
         run = Run(model, fields, split, catalogue, settings, mesh, start, adapt)
         if out is None:
             return _loop(run, run.fresh(), Progress(settings.select, settings.patience), report)
-        claim(Path(out), identity(model, fields, split, settings, start, adapt))
+        mine = identity(model, fields, split, settings, start, adapt)
+        claim(Path(out), mine | (about or {}))
         with Store(out) as store:
             state, progress = _resume(run, store)
             return _loop(run, state, progress, report, store)

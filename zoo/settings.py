@@ -80,7 +80,8 @@ def claim(out: Path, mine: dict[str, Any]) -> None:
     path = out / "run.json"
     if path.exists():
         theirs = json.loads(path.read_text())
-        other = {k: (theirs.get(k), v) for k, v in mine.items() if theirs.get(k) != v}
+        names = [*mine, *(k for k in theirs if k not in mine)]
+        other = {k: (theirs.get(k), mine.get(k)) for k in names if theirs.get(k) != mine.get(k)}
         if other:
             told = "; ".join(f"{k} is {a!r} there, {b!r} here" for k, (a, b) in other.items())
             raise ValueError(f"{out} holds another run: {told}. Choose another --out.")
