@@ -128,10 +128,10 @@ MMGREC = {
     "data": "tiktok",
     "folder": "graph",
     "settings": {
-        "epochs": 40,
+        "epochs": 8,
         "batch": 128,
         "rate": 2e-3,
-        "warmup": 200,
+        "warmup": 100,
         "schedule": "cosine",
         "select": "recall@20",
         "patience": 4,
