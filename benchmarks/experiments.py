@@ -128,7 +128,7 @@ MMGREC = {
     "data": "tiktok",
     "folder": "graph",
     "settings": {
-        "epochs": 8,
+        "epochs": 5,
         "batch": 128,
         "rate": 2e-3,
         "warmup": 100,

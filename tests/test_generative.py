@@ -15,6 +15,7 @@ from pipelines.synthetic import world as made_world
 from pipelines.transforms import pack
 from zoo import api, coding
 from zoo import mesh as meshes
+from zoo.evaluation import evaluate
 from zoo.models import MODELS, build
 from zoo.models.mql4grec import merged
 from zoo.optim import optimizer
@@ -211,6 +212,34 @@ def test_languages_are_merged_and_each_item_listed_once():
         recommender.prepare({**world()[0]}, 1)
 
 
+@pytest.mark.parametrize("name", ["liger", "mql4grec"])
+def test_what_is_ranked_anew_does_not_depend_on_how_much_is_asked_for(name):
+    recommender, params, catalogue, _ = made(name)
+    index = jax.jit(recommender.index)(params, catalogue)
+    listed = jax.jit(recommender.recommend, static_argnums=3)
+    few, many = (np.asarray(listed(params, index, asked(), k)[0]) for k in (5, 12))
+    np.testing.assert_array_equal(few, many[:, :5])
+
+
+def test_a_place_that_sees_its_target_is_refused():
+    recommender, params, catalogue, batch = made("tiger", causal=False)
+    with pytest.raises(ValueError, match="tiger_paper"):
+        recommender.loss(params, catalogue, batch, jax.random.key(0))
+
+
+def test_broken_parameters_are_told_and_ties_at_the_end_of_a_list_count_half():
+    recommender, params, catalogue, _ = made("tiger")
+    batch = {**asked(), "positives": np.full((6, 1), 7, np.int32), "event": np.arange(6)}
+    batch["exclude"] = np.where(np.isin(batch["exclude"], (7, 8)), 0, batch["exclude"])
+    run = lambda p, ks: evaluate(recommender, p, catalogue, [batch], ks)  # noqa: E731
+    place = run(params, (38,)).asked.greater[:, 0]  # 7 and 8 share their codes and so their place
+    k = int(place[0]) + 1
+    assert run(params, (k,)).per_event[f"recall@{k}"][0] == 0.5
+    broken = jax.tree.map(lambda x: x * jnp.nan, params)
+    with pytest.raises(FloatingPointError):
+        run(broken, (5,))
+
+
 def test_asking_everywhere_at_once_is_asking_prefix_by_prefix():
     recommender, params, catalogue, batch = made("tiger")
     loss, told = jax.jit(recommender.loss)(params, catalogue, batch, jax.random.key(0))
@@ -229,7 +258,7 @@ def test_asking_everywhere_at_once_is_asking_prefix_by_prefix():
 
 
 def test_a_set_has_no_order_and_a_stranger_is_the_mean_of_it():
-    recommender, params, catalogue, _ = made("mmgrec")
+    recommender, params, catalogue, _ = made("mmgrec", users="graph")
     index = jax.jit(recommender.index)(params, catalogue)
     listed = jax.jit(recommender.recommend, static_argnums=3)
     batch = asked()
@@ -314,8 +343,10 @@ def test_trained_saved_and_loaded_back_it_gives_the_same_lists(tmp_path):
     lines = bundle.recommend(bundle.item_ids[1:4], k=5)
     assert len({line.item for line in lines}) == 5
     other = replace(data, options=api.DataOptions(codes="rkmeans"))
-    with pytest.raises(ValueError, match="codes is 'random' there, None here"):
+    with pytest.raises(ValueError, match="codes is 'random' there, 'rkmeans' here"):
         api.fit("tiger", other, tmp_path, settings, **SMALL)
+    with pytest.raises(ValueError, match="in other codes"):
+        api.fit("tiger", other, None, settings, graft=tmp_path, **SMALL)
     session = bundle.session()
     for item in bundle.item_ids[1:4]:
         session.append(item)

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from checkpoints.bundle import save_bundle
+from checkpoints.store import params_sha256
 from pipelines import content, interactions, sources, splits
 from pipelines import loader as loaders
 from pipelines.merging import merge
@@ -18,6 +19,7 @@ from pipelines.schema import DataError, Dataset, Split
 from pipelines.words import words
 from zoo import coding, evaluation
 from zoo import mesh as meshes
+from zoo.adapt import merged
 from zoo.embed import embedded, space_differences
 from zoo.fitting import Fitted
 from zoo.fitting import fit as fit_split
@@ -58,7 +60,8 @@ class DataOptions:
     split_seed: int = 0
     tie_seed: int = 0  # orders interactions of equal time
     text: str = "lsa"  # features of words: `lsa`, or `hashed`, the same space in every data set
-    codes: str = "rkmeans"  # semantic ids of generative models: zoo/coding.py says which there are
+    codes: str | None = None  # semantic ids of generative models (zoo/coding.py); None: rkmeans,
+    # of rpg opq
     features: tuple[str, ...] = ()  # folders of `zoo embed`, one a modality
 
 
@@ -173,17 +176,23 @@ def with_vectors(data: Data, run: Pretrained | str | Path) -> Data:
     return replace(data, vectors=vectors)
 
 
-def _named(options: DataOptions) -> dict[str, Any]:
-    """The options that decide what a model reads of an item, where they are not the usual ones."""
-    usual = DataOptions()
-    reading = {name: getattr(options, name) for name in ("text", "features", "codes")}
-    return {k: list(v) if k == "features" else v for k, v in reading.items()
-            if v != getattr(usual, k)}  # fmt: skip
+def _about(data: Data, catalogue: dict[str, Any]) -> dict[str, Any]:
+    """What decides what a model reads of an item, where that is not the usual: options, and what
+    came of them."""
+    usual, options = DataOptions(), data.options
+    read = {k: params_sha256(catalogue[k]) for k in ("codes", "vectors") if k in catalogue}
+    named = {k: getattr(options, k) for k in ("text", "features", "codes")}
+    named = {k: v for k, v in named.items() if v != getattr(usual, k)}
+    return {k: list(v) if k == "features" else v for k, v in named.items()} | (
+        {"read": read} if read else {}
+    )
 
 
-def with_codes(data: Data) -> Data:
-    """With the semantic ids that its options name."""
-    found = coding.coded(data.dataset, data.options.codes, data.options.text)
+def with_codes(data: Data, usual: str = "rkmeans") -> Data:
+    """With the semantic ids that its options name, or the usual ones."""
+    found = coding.coded(data.dataset, data.options.codes or usual, data.options.text)
+    for name, (codes, _) in found.items():
+        log.warning(coding.told(name, codes, data.split.test.positives.values))
     return replace(data, codes=found)
 
 
@@ -218,26 +227,32 @@ def fit(
     if known.family == "floor":
         raise ValueError(f"{model} counts instead of training: see `zoo floors`.")
     data = data if isinstance(data, Data) else load_data(data)
-    if known.family == "sequential" and not data.split.ordered:
+    ordered = known.family in ("sequential", "generative") and known.targets != "rest"
+    if ordered and not data.split.ordered:
         log.warning("%s splits sets: their file order is taken for time", data.split.protocol)
     data = prepare(data, _wanted(model, chosen))
-    data = with_codes(data) if known.family == "generative" else data
+    data = replace(data, codes={}, vectors={})  # those of another model's fit
+    if known.family == "generative":
+        data = with_codes(data, "opq" if model == "rpg" else "rkmeans")
     data = with_vectors(data, vectors) if vectors is not None else data
     catalogue = data.catalogue(mesh)
     catalogue = data.linked(catalogue) if known.family == "graph" else catalogue
-    start = pretrained_for(model, graft, data) if graft is not None else None
-    how = (out, settings, mesh, report, start, adapt, _named(data.options))
+    start = pretrained_for(model, graft, data, adapt) if graft is not None else None
+    how = (out, settings, mesh, report, start, adapt, _about(data, catalogue))
     fitted = fit_split(model, data.split, catalogue, *how, **chosen)
     if out is not None:
         save(Path(out) / "bundle", model, chosen, fitted, data, adapt=adapt)
     return fitted, data
 
 
-def pretrained_for(model: str, graft: Pretrained | str | Path, data: Data) -> Any:
+def pretrained_for(
+    model: str, graft: Pretrained | str | Path, data: Data, adapt: str | None = None
+) -> Any:
     """Parameters of a pretrained run, after checking that they can mean the same here.
 
-    Raises ValueError for another model, for features of another space, and for a modality that
-    the pretraining read and `data` lacks.
+    Raises ValueError for another model, for features or codes of another space, and for a modality
+    that the pretraining read and `data` lacks. What a graft was adapted by is merged into it,
+    unless this run is adapted alike.
     """
     bundle = graft if isinstance(graft, Pretrained) else from_pretrained(graft)
     theirs, known = bundle.config["model"], set(bundle.catalogue.get("features", {}))
@@ -266,7 +281,28 @@ def pretrained_for(model: str, graft: Pretrained | str | Path, data: Data) -> An
             f"which mean nothing on text='{mine}' features of {data.dataset.name}: use "
             "--text hashed for both, the same space in every data set."
         )
-    return bundle.params
+    if data.codes:
+        _check_codes(bundle, data)
+    if bundle.config.get("adapt") in (None, adapt):
+        return bundle.params
+    return merged(bundle.recommender, bundle.params)
+
+
+def _check_codes(bundle: Pretrained, data: Data) -> None:
+    """Raise ValueError where a graft spells the same items in other codes."""
+    if bundle.split.get("data") != data.dataset.name:
+        log.warning("the graft's codes are of %s: one tokenizer is taken to have made both sets",
+                    bundle.split.get("data"))  # fmt: skip
+        return
+    theirs = bundle.bundle.codes or {}
+    mine = data.catalogue()["codes"]
+    same = [np.array_equal(theirs.get(f"codes.{name}"), x) for name, x in mine.items()]
+    if not all(same):
+        raise ValueError(
+            f"the graft spells the items of {data.dataset.name} in other codes than "
+            f"{sorted(mine)}: its code vectors mean nothing here. Name the codes it was trained "
+            "on (--codes)."
+        )
 
 
 def evaluate(

@@ -23,7 +23,8 @@ class DataArgs:
     text: str | None = None
     """Features of words: lsa, or hashed, the same space in every data set."""
     codes: str | None = None
-    """Semantic ids of generative models: a column, FILE.json, rkmeans[:MODALITY] or random."""
+    """Semantic ids of generative models: a column, FILE.json, rkmeans[:MODALITY], opq or random;
+    A,B for several languages."""
     features: tuple[str, ...] | None = None
     """Folders of `zoo embed`, one a modality: an encoder's vectors as the items' features."""
     json: bool = False

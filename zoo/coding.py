@@ -35,7 +35,21 @@ def coded(dataset: Dataset, wanted: str = "rkmeans", text: str = "lsa", seed: in
 
     Raises DataError for a name that is none of those above, and for what `pipelines.codes` does.
     """
-    return dict(_one(dataset, name.strip(), text, seed) for name in wanted.split(","))
+    found = [_one(dataset, name.strip(), text, seed) for name in wanted.split(",")]
+    if len(dict(found)) < len(found):
+        raise DataError(f"codes '{wanted}': two vocabularies of one name; rename one of the files.")
+    return dict(found)
+
+
+def told(name: str, codes: Codes, targets: np.ndarray) -> str:
+    """What a run's log says of its codes; targets: the items that the test asks for."""
+    _, group, size = np.unique(codes.codes, axis=0, return_inverse=True, return_counts=True)
+    shared = codes.present & (size[group.reshape(-1)] > 1)
+    shared[0] = False
+    return (
+        f"codes {name}: {len(codes.present) - 1 - codes.present[1:].sum()} items have none and are "
+        f"never listed; {shared.sum()} share theirs, {shared[targets].mean():.2%} of test targets"
+    )
 
 
 def _one(dataset: Dataset, name: str, text: str, seed: int) -> tuple[str, tuple]:

@@ -71,7 +71,7 @@ def search(
     beam: int,
     batch: int,
     left: Array,
-    banned: Array | None = None,  # b h c: states above excluded items, -1 = none
+    banned: Array | None = None,  # b h c: states above excluded items, -2 = none
     renormalise: bool = False,
 ) -> Beams:
     """The `beam` best prefixes, level after level down to the leaves."""
@@ -108,7 +108,7 @@ def _best(grown: tuple, beam: int, left: Array, banned: Array | None) -> tuple:
     flat = lambda x: x.reshape(b, w * width)  # noqa: E731
     spare = 0 if banned is None else banned.shape[1]
     scores, at = lax.top_k(flat(totals), min(beam + spare, w * width))
-    states = jnp.where(scores > LOST / 2, jnp.take_along_axis(flat(nexts), at, axis=1), -1)
+    states = jnp.where(scores <= LOST / 2, -1, jnp.take_along_axis(flat(nexts), at, axis=1))
     if banned is not None:
         below = jnp.sum(states[:, :, None] == banned[:, None, :], axis=-1)
         empty = (jnp.take(left, jnp.maximum(states, 0)) <= below) | (states < 0)
@@ -134,7 +134,8 @@ def paths(trie: Trie, codes: Array) -> Array:
 
 
 def _banned(trie: Trie, exclude: Array, allowed: Array | None) -> Array:
-    """[b,h,c]: states above the excluded items, each item once; -1 for those nobody counts."""
+    """[b,h,c]: states above the excluded items, each item once; -2 for those that do not count,
+    which no state is: -1 is that of a dead prefix."""
     order = jnp.arange(exclude.shape[1])
     again = (exclude[:, :, None] == exclude[:, None, :]) & (order[None, :] < order[:, None])[None]
     counted = (exclude > 0) & ~jnp.any(again, axis=-1)

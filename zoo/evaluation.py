@@ -19,6 +19,7 @@ from zoo.mesh import fetch, path_name, shard_batch
 from zoo.metrics import Summary, ranking_metrics, summary
 from zoo.recommender import Catalogue, Index, Params, Recommender
 from zoo.retrieval import Ranks, count_ranks, refuse_nan, row_tiles
+from zoo.trie import Trie
 
 HOST_ONLY = ("weight", "event", "positives")  # keys of a batch that no model may see
 
@@ -111,7 +112,8 @@ def evaluate(
     rows, pending = [], None
     count = partial(_dispatch, recommender, params, index, valid, mask, mesh, chunk)
     if recommender.match is None:
-        count = partial(_listed, recommender, params, {**index, "valid": valid}, mask, max(ks))
+        most = max(ks) + _widest_tie(index) - 1  # a tie at the last place is listed whole
+        count = partial(_listed, recommender, params, {**index, "valid": valid}, mask, most)
     for batch in batches:
         counted = count(batch)
         if pending is not None:
@@ -155,6 +157,12 @@ def _dispatch(recommender, params, index, valid, mask, mesh, chunk, batch) -> Ra
     return _count(recommender, chunk, tiles, params, index, valid, shown, positives, exclude)
 
 
+def _widest_tie(index: Index) -> int:
+    """Most items of one code, of an index that holds tries."""
+    held = jax.tree.leaves(index, is_leaf=lambda x: isinstance(x, Trie))
+    return max((x.group for x in held if isinstance(x, Trie)), default=1)
+
+
 def _listed(recommender, params, index, mask, k, batch) -> Ranks:
     """Places in the k best of a model that searches."""
     shown = {name: v for name, v in batch.items() if name not in HOST_ONLY}
@@ -173,7 +181,10 @@ def _place(recommender, k, params, index, batch, positives) -> Ranks:
     equal = jnp.sum(scores[:, None, :] == score[:, :, None], axis=-1) - 1
     last = len(index["valid"])
     known = jnp.take(index["valid"], positives, mode="fill", fill_value=False)
+    if "exclude" in batch:
+        known &= ~jnp.any(positives[:, :, None] == batch["exclude"][:, None, :], axis=-1)
     score = jnp.where(known, jnp.where(found, score, -1e9), -jnp.inf)
+    score = jnp.where(jnp.isnan(scores).any(axis=1)[:, None], jnp.nan, score)
     return Ranks(jnp.where(found, greater, last), jnp.where(found, equal, 0), score)
 
 

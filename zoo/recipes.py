@@ -3,12 +3,13 @@
     freeze            the item representation stays, everything behind it trains
     bitfit            biases and norms alone
     lora:8            a pair of rank 8 beside every kernel; lora:8:query|value beside those named so
-    adapter:16        a bottleneck of 16 behind attention and feed-forward layers
+    adapter:16        a bottleneck of 16 behind modules called attention and ffn
     prompt:8          8 tokens before what the trunk reads
 
 Several are joined by +, the first one innermost: bitfit+lora:4.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -40,12 +41,15 @@ RECIPES: dict[str, Callable[..., Recommender]] = {
 }
 
 
+BETWEEN = r"\+(?=(?:" + "|".join(RECIPES) + r")\b)"  # a regex of names may hold a +
+
+
 def adapted_by(recommender: Recommender, recipe: str | None) -> Recommender:
     """The recommender adapted as `recipe` says; itself where that is None.
 
     Raises ValueError for a name that is none of the above, or a number that is none.
     """
-    for part in recipe.split("+") if recipe else ():
+    for part in re.split(BETWEEN, recipe) if recipe else ():
         name, *options = part.split(":", 2)
         if name not in RECIPES:
             raise unknown("unknown adaptation", name, RECIPES)

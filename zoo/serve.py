@@ -129,6 +129,7 @@ class Pretrained:
             [
                 Recommendation(self.item_ids[i], float(s), self.titles[i])
                 for i, s in zip(row, values, strict=True)
+                if i > 0  # a model that spells items may find fewer than k
             ]
             for row, values in zip(np.asarray(items), np.asarray(scores), strict=True)
         ]

@@ -181,6 +181,11 @@ def generative(
         return params | {"speller": made["params"]}
 
     def loss(params, catalogue, batch, key):
+        if not causal and "ends" not in batch:
+            raise ValueError(
+                "causal=False reads what comes after a place, and this batch asks at every place: "
+                "take tiger_paper, which asks at the ends of prefixes."
+            )
         read_key, spell_key = jax.random.split(key)
         holder, targets = extended(params, catalogue), batch["targets"]
         mask = segment_mask(batch["segments"], causal)[:, 0]
@@ -214,7 +219,8 @@ def generative(
         query = encode(params, index, batch)
         step = partial(apply, params, index, "step", query["memory"], query["seen"])
         rows, exclude = len(batch["query"]), batch.get("exclude")
-        held = (index["trie"], k, rows, beam, index["valid"], exclude)
+        room = max(beam, k) if side else k  # what is ranked anew must not depend on k
+        held = (index["trie"], room, rows, beam, index["valid"], exclude)
         found = generate(step, *held, renormalise=among == "existing")
         return side.rank(index, query, found[0], k, exclude) if side else found
 

@@ -3,7 +3,7 @@
 Yang et al. 2024 (arXiv 2411.18814). A history item is the sum of its codes and its mapped content.
 The loss adds to the spelling the softmax of cosines between the history's state and the content of
 all items, over a temperature. A list is the beam's items and all those that training has not seen,
-ranked by the cosine: a decoder never spells what it has never met.
+ranked by the cosine: a decoder never spells what it has never met. `score` is ln p of the codes.
 Train:  zoo train liger --data amazon-beauty --codes rkmeans:text --out runs/liger
 """
 

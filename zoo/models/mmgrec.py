@@ -3,9 +3,11 @@
 Liu et al. 2024 (arXiv 2404.16555). Items and users have frozen vectors of a graph model over
 content (graphsage); a residual quantiser turns the items' into codes, the popularity rank among
 those of equal codes makes them unique (tokenize.py). The set is read by relation-aware attention
-(relation.py). Here the target is never part of the set it is asked from, every level has a
-vocabulary of its own, the beam is held to items that exist, and the decoder is of T5's blocks,
-where the paper's has sinusoidal positions.
+(relation.py). Here the target is never part of the set it is asked from, nor of the user's vector,
+which is the mean of the set (users="mean"; a graph's vector of the user, "graph", as published, has
+been trained on the target: on tiktok the model then learned to read it off, and ranked worse with
+every epoch). Every level has a vocabulary of its own, the beam is held to items that exist, and the
+decoder is of T5's blocks, where the paper's has sinusoidal positions.
 Train:  zoo train graphsage --data tiktok --out runs/graphsage
         zoo tokenize --data tiktok --run runs/graphsage --method rqvae --size 128 --out ids.json
         zoo train mmgrec --data tiktok --vectors runs/graphsage --codes ids.json --out runs/mmgrec
@@ -34,7 +36,7 @@ class SetSpeller(Speller):
         return self.encoder(items, users, mask[:, None], train)
 
 
-def vectors_of(holder: dict, batch: dict) -> tuple[Array, Array]:
+def vectors_of(users: str, holder: dict, batch: dict) -> tuple[Array, Array]:
     """Frozen vectors of the items of a batch [b,l,f] and of their users [b,l,u].
 
     Raises ValueError where the catalogue has none.
@@ -46,14 +48,17 @@ def vectors_of(holder: dict, batch: dict) -> tuple[Array, Array]:
         )
     vectors = holder["vectors"]
     items = jnp.take(vectors["items"], batch["items"], axis=0)
-    return items, _known(items, jnp.take(vectors["users"], batch["users"], axis=0), batch)
+    folded = _mean(items, batch)
+    if users == "mean":
+        return items, folded
+    own = jnp.take(vectors["users"], batch["users"], axis=0)
+    return items, jnp.where((batch["users"] > 0)[:, :, None], own, folded)  # strangers: the mean
 
 
-def _known(items: Array, users: Array, batch: dict) -> Array:
-    """Users' vectors; of a user whom training has not seen, the mean of the set's items."""
+def _mean(items: Array, batch: dict) -> Array:
+    """[b,l,f]: at every place the mean of its set."""
     same = (batch["segments"][:, :, None] == batch["segments"][:, None, :]).astype(items.dtype)
-    folded = jnp.einsum("bkl,bld->bkd", same / jnp.sum(same, axis=-1, keepdims=True), items)
-    return jnp.where((batch["users"] > 0)[:, :, None], users, folded)
+    return jnp.einsum("bkl,bld->bkd", same / jnp.sum(same, axis=-1, keepdims=True), items)
 
 
 def mmgrec(
@@ -65,12 +70,16 @@ def mmgrec(
     inner: int = 256,
     max_len: int = 32,
     dropout: float = 0.2,
+    users: str = "mean",
     beam: int = 20,
     among: str = "existing",
 ) -> Recommender:
     """ln p(Rec-ID | set, user); fields are those of SetEncoder, T5Stack, generative."""
+    if users not in ("mean", "graph"):
+        raise ValueError(f"users is '{users}'; expected 'mean' or 'graph'.")
     encoder = SetEncoder(layers, width, heads, head_width, dropout)
     sizes = {"heads": heads, "head_width": head_width, "width": width, "inner": inner}
     decoder = T5Stack(decoder_layers, **sizes, cross=True, both_ways=False, dropout=dropout)
     speller = partial(SetSpeller, encoder=encoder, decoder=decoder)
-    return generative(speller, False, beam, vectors_of, ("vectors",), among=among)
+    read = partial(vectors_of, users)
+    return generative(speller, False, beam, read, ("vectors",), among=among)

@@ -6,7 +6,8 @@ what is learned of the words helps with the pictures. Serving spells the next it
 language from the history in that language, each search held to its own trie, and merges the lists:
 the mean of an item's log-probabilities, plus 1 where all languages list it.
 The published recipe encodes every prefix; here a causal encoder is asked at every place, as by
-`tiger`. An item without codes in a language is neither asked for in it nor seen through it.
+`tiger`. An item without codes in a language is neither asked for in it nor seen through it. `score`
+is the mean over all languages that spell an item, without the lists' plus 1.
 Train:  zoo train mql4grec --data amazon-instruments --codes sid_text,sid_image --out runs/mql4grec
 """
 
@@ -151,7 +152,8 @@ def mql4grec(
         own = apply(
             params, catalogue, "likelihood", memory, mask, wanted, target, True, key=spell_key
         )
-        weights = ((targets > 0) & (wanted[:, :, 0] >= 0)).astype(jnp.float32)
+        heard = ~same[:, None] | (read[0][:, :, 0] >= 0)  # nothing is translated from nothing
+        weights = ((targets > 0) & (wanted[:, :, 0] >= 0) & heard).astype(jnp.float32)
         return -mean(own, weights), {"targets": jnp.sum(weights)}
 
     def index(params, catalogue):
@@ -174,7 +176,7 @@ def mql4grec(
         lists, rows, exclude = [], len(batch["query"]), batch.get("exclude")
         for trie, heard in zip(index["tries"], encode(params, index, batch), strict=True):
             step = partial(apply, params, index, "step", *heard)
-            lists.append(generate(step, trie, k, rows, beam, index["valid"], exclude))
+            lists.append(generate(step, trie, max(beam, k), rows, beam, index["valid"], exclude))
         return merged(lists, k)
 
     def score(params, index, batch, candidates):

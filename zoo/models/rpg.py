@@ -34,21 +34,21 @@ class CodeSum(nn.Module):
     temperature: float = 0.05
 
     def setup(self):
-        self.table = self.param("table", init_normal, (self.levels, self.size, self.width))
+        self.codes = self.param("codes", init_normal, (self.levels, self.size, self.width))
         shape = (self.levels, self.width, self.width)
         self.heads = self.param("heads", nn.initializers.zeros, shape)
 
     def __call__(self, codes: Array) -> Array:
         """[...,d] of codes int[...,c]; zero where an item has none."""
         rows = jnp.arange(self.levels).reshape((1,) * (codes.ndim - 1) + (-1,)) * self.size
-        flat = self.table.reshape(-1, self.width)
+        flat = self.codes.reshape(-1, self.width)
         x = jnp.take(flat, jnp.maximum(codes, 0) + rows, axis=0)
         return jnp.mean(x, axis=-2) * (codes[..., :1] >= 0)
 
     def log_p(self, h: Array) -> Array:
         """ln p float32 [p,c,v] of every code under states [p,d]."""
         own = h[:, None] + nn.silu(jnp.einsum("pd,cde->pce", h, self.heads))
-        cosine = jnp.einsum("pce,cve->pcv", normalise(own), normalise(self.table))
+        cosine = jnp.einsum("pce,cve->pcv", normalise(own), normalise(self.codes))
         return jax.nn.log_softmax(cosine.astype(jnp.float32) / self.temperature)
 
 
@@ -127,4 +127,12 @@ def rpg(
         kept = {k: v for k, v in catalogue.items() if k not in ("codes", "sizes")}
         return {**kept, "codes": codes}
 
-    return scorer(init, loss, index, encode, match, prepare=prepare)
+    every = scorer(init, loss, index, encode, match, prepare=prepare)
+
+    def recommend(params, index, batch, k):
+        """Without items that have no codes: they rank last, and nobody wants to see them."""
+        items, scores = every.recommend(params, index, batch, k)
+        listed = scores > UNSPELLED / 2
+        return jnp.where(listed, items, 0), jnp.where(listed, scores, -jnp.inf)
+
+    return every._replace(recommend=recommend)
