@@ -4,10 +4,11 @@ Liu et al. 2024 (arXiv 2404.16555). Items and users have frozen vectors of a gra
 content (graphsage); a residual quantiser turns the items' into codes, the popularity rank among
 those of equal codes makes them unique (tokenize.py). The set is read by relation-aware attention
 (relation.py). Here the target is never part of the set it is asked from, nor of the user's vector,
-which is the mean of the set (users="mean"; a graph's vector of the user, "graph", as published, has
-been trained on the target: on tiktok the model then learned to read it off, and validation recall@20
-fell from .062 to .040 in the second epoch). Every level has a vocabulary of its own, the beam is held to items that exist, and the
-decoder is of T5's blocks, where the paper's has sinusoidal positions.
+which is the mean of the set (users="mean"). A graph's vector of the user ("graph", as published)
+has been trained on the target: on tiktok the model learned to read it off, and in the second epoch
+validation recall@20 fell from .062 to .040. Every level has a vocabulary of its own, the beam is
+held to items that exist, and the decoder is of T5's blocks, where the paper's has sinusoidal
+positions.
 Train:  zoo train graphsage --data tiktok --out runs/graphsage
         zoo tokenize --data tiktok --run runs/graphsage --method rqvae --size 128 --out ids.json
         zoo train mmgrec --data tiktok --vectors runs/graphsage --codes ids.json --out runs/mmgrec
