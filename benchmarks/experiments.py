@@ -172,6 +172,15 @@ EXPERIMENTS: dict[str, dict] = {
         "options": {"codes": "opq:text"},
         "settings": {"epochs": 60, "rate": 2e-3, "evaluate_every": 212, "patience": 3},
     },
+    **{
+        f"{model}-movies": {
+            **MOVIES,
+            "model": model,
+            "fields": TIGER["fields"],
+            "settings": TIGER["settings"] | {"epochs": 10, "evaluate_every": 300},
+        }
+        for model in ("tiger", "liger")
+    },
     "tiger-letter-beauty": {**TIGER, "options": {"codes": "letter_sid"}},
     "tiger-rkmeans-beauty": {**TIGER, "options": {"codes": "rkmeans:text"}},
     "tiger-random-beauty": {**TIGER, "options": {"codes": "random"}},
