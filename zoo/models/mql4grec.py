@@ -24,7 +24,7 @@ from zoo.decode import generate
 from zoo.encoders.t5 import KeysValues, T5Stack
 from zoo.layers import init_normal, segment_mask
 from zoo.losses import mean
-from zoo.models.generative import Speller
+from zoo.models.generative import Speller, existing
 from zoo.recommender import Recommender
 
 Array = jax.Array
@@ -60,6 +60,7 @@ class Polyglot(Speller):
         seen: Array,
         targets: Array,
         language: Array,
+        exists: list[Array] | None = None,
         train: bool = False,
     ) -> Array:
         x = self._words(targets, language)[:, :, :-1]
@@ -70,7 +71,8 @@ class Polyglot(Speller):
         h, _ = self.decoder.decode(x, memory, seen, None, train)
         total = 0.0
         for level in range(len(self.sizes)):
-            log_p = self._spoken(h[:, :, level], level, language)
+            known = None if exists is None else exists[level]
+            log_p = self._spoken(h[:, :, level], level, language, known)
             own = jnp.maximum(targets[:, :, level, None], 0)
             total += jnp.take_along_axis(log_p, own, axis=-1)[..., 0]
         return total
@@ -97,11 +99,12 @@ class Polyglot(Speller):
         rows = jnp.maximum(codes, 0) + jnp.array(self.offsets)[None, None]
         return self._sized(self.codes[language[:, None, None], rows])
 
-    def _spoken(self, h: Array, level: int, language: Array) -> Array:
+    def _spoken(self, h: Array, level: int, language: Array, exists=None) -> Array:
         first = self.offsets[level]
         rows = self.codes[:, first : first + self.sizes[level]][language]  # b v d
         logits = jnp.einsum("bwd,bvd->bwv", h, rows)
-        return jax.nn.log_softmax(logits.astype(jnp.float32))
+        logits = logits.astype(jnp.float32)
+        return jax.nn.log_softmax(logits if exists is None else jnp.where(exists, logits, -1e9))
 
 
 def mql4grec(
@@ -129,6 +132,16 @@ def mql4grec(
         rngs = None if key is None else {"dropout": key}
         return module(holder).apply({"params": params["speller"]}, *args, method=method, rngs=rngs)
 
+    def behind(holder, ids, language):
+        """By level [b,w,v]: the codes that exist behind items ids [b,w] in their row's language."""
+        widths = module(holder).sizes
+        spoken = [existing(trie, ids) for trie in holder["tries"]]
+        rows = jnp.arange(len(ids))
+        return [
+            jnp.stack([_wide(of[level], width) for of in spoken])[language, rows]
+            for level, width in enumerate(widths)
+        ]
+
     def init(key, catalogue, batch):
         codes = jnp.take(catalogue["codes"][:, 0], batch["items"], axis=0)
         mask = segment_mask(batch["segments"])[:, 0]
@@ -149,9 +162,8 @@ def mql4grec(
             apply(params, catalogue, "remember", states),
             codes[targets, target[:, None]],
         )
-        own = apply(
-            params, catalogue, "likelihood", memory, mask, wanted, target, True, key=spell_key
-        )
+        asked = (memory, mask, wanted, target, behind(catalogue, targets, target), True)
+        own = apply(params, catalogue, "likelihood", *asked, key=spell_key)
         heard = ~same[:, None] | (read[0][:, :, 0] >= 0)  # nothing is translated from nothing
         weights = ((targets > 0) & (wanted[:, :, 0] >= 0) & heard).astype(jnp.float32)
         return -mean(own, weights), {"targets": jnp.sum(weights)}
@@ -176,19 +188,27 @@ def mql4grec(
         lists, rows, exclude = [], len(batch["query"]), batch.get("exclude")
         for trie, heard in zip(index["tries"], encode(params, index, batch), strict=True):
             step = partial(apply, params, index, "step", *heard)
-            lists.append(generate(step, trie, max(beam, k), rows, beam, index["valid"], exclude))
+            held = (trie, max(beam, k), rows, beam, index["valid"], exclude)
+            lists.append(generate(step, *held, renormalise=True))
         return merged(lists, k)
 
     def score(params, index, batch, candidates):
         total, count = 0.0, 0
         for v, (memory, seen, language) in enumerate(encode(params, index, batch)):
             wanted = jnp.take(index["codes"][:, v], candidates, axis=0)
-            own = apply(params, index, "likelihood", memory, seen, wanted, language)
+            exists = behind(index, candidates, language)
+            own = apply(params, index, "likelihood", memory, seen, wanted, language, exists)
             known = wanted[:, :, 0] >= 0
             total, count = total + jnp.where(known, own, 0.0), count + known
         return jnp.where(count > 0, total / jnp.maximum(count, 1), -jnp.inf)
 
     return Recommender(init, loss, index, recommend, score, encode, None, prepare=prepare)
+
+
+def _wide(mask: Array, width: int) -> Array:
+    """bool [...,width]: a language with fewer codes a level has no others."""
+    spare = [(0, 0)] * (mask.ndim - 1) + [(0, width - mask.shape[-1])]
+    return jnp.pad(mask, spare)
 
 
 def _tasks(key: Array, rows: int, languages: int) -> tuple[Array, Array, Array]:
