@@ -26,9 +26,18 @@ SMALL = {"width": 16, "layers": 1, "decoder_layers": 1, "heads": 2, "head_width"
 SMALL |= {"max_len": LENGTH, "dropout": 0.0}
 PARALLEL = {"width": 16, "layers": 1, "heads": 2, "max_len": LENGTH, "dropout": 0.0, "size": 8}
 NAMES = [name for name, entry in MODELS.items() if entry.family == "generative"]
-by_name = pytest.mark.parametrize("name", NAMES)
+SLOW = ("tiger_paper", "liger", "mql4grec")  # each is a compilation of its own: twenty seconds
+
+
+def _timed(names: list[str]) -> list:
+    return [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in names]
+
+
+by_name = pytest.mark.parametrize("name", _timed(NAMES))
 ORDERED_OTHERWISE = ("rpg", "liger", "mql4grec")
-searching = pytest.mark.parametrize("name", [n for n in NAMES if n not in ORDERED_OTHERWISE])
+searching = pytest.mark.parametrize(
+    "name", _timed([n for n in NAMES if n not in ORDERED_OTHERWISE])
+)
 
 
 @cache
@@ -130,7 +139,7 @@ def test_lists_exist_are_unique_and_new_to_the_user(name):
         assert np.asarray(catalogue["valid"])[row].all() and 9 not in row
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "mql4grec"])  # draws tasks by row
+@pytest.mark.parametrize("name", _timed([n for n in NAMES if n != "mql4grec"]))  # tasks by row
 def test_rows_do_not_see_each_other_nor_what_comes_later(name):
     recommender, params, catalogue, batch = made(name)
     weigh = jax.jit(recommender.loss)
@@ -212,6 +221,7 @@ def test_languages_are_merged_and_each_item_listed_once():
         recommender.prepare({**world()[0]}, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["liger", "mql4grec"])
 def test_what_is_ranked_anew_does_not_depend_on_how_much_is_asked_for(name):
     recommender, params, catalogue, _ = made(name)
