@@ -26,7 +26,8 @@ SMALL = {"width": 16, "layers": 1, "decoder_layers": 1, "heads": 2, "head_width"
 SMALL |= {"max_len": LENGTH, "dropout": 0.0}
 PARALLEL = {"width": 16, "layers": 1, "heads": 2, "max_len": LENGTH, "dropout": 0.0, "size": 8}
 NAMES = [name for name, entry in MODELS.items() if entry.family == "generative"]
-SLOW = ("tiger_paper", "liger", "mql4grec", "mmgrec")  # each is a compilation of its own: twenty seconds
+# Each is a compilation of its own, of twenty seconds.
+SLOW = ("tiger_paper", "liger", "mql4grec", "mmgrec")
 
 
 def _timed(names: list[str]) -> list:
