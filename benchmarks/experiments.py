@@ -1,5 +1,7 @@
 """The runs of reach.py: which model on which data, with which fields and settings."""
 
+from graph_experiments import GRAPH
+
 SLOW_LOSS = {"epochs": 40, "rate": 2e-3, "evaluate_every": 170, "patience": 3}
 MOVIES = {
     "model": "two_tower",
@@ -33,21 +35,6 @@ HSTU_SEARCH = {
     "decayed": ({}, {"rate": 1e-3, "schedule": "cosine", "epochs": 120}),
     "fast-decayed": ({}, {"rate": 2e-3, "schedule": "cosine", "epochs": 80}),
 }
-# The authors' settings on the sets of the reference runs; `folder` is where the results go.
-GRAPH_DATA = {
-    "tiktok": {"data": "tiktok"},
-    "ml-100k": {"data": "ml-100k", "options": {"part": "ml100k_logs_33_33_33"}},
-}
-GRAPH_FIELDS = {
-    ("lgmrec", "tiktok"): {"modalities": ("image", "audio")},  # as the reference contrasts them
-    ("bm3", "tiktok"): {"layers": 1, "dropout": 0.5, "reg": 0.1},
-    ("bm3", "ml-100k"): {"layers": 1, "dropout": 0.3, "reg": 0.01},
-    ("freedom", "tiktok"): {"dropout": 0.8, "reg": 1e-3},
-    ("freedom", "ml-100k"): {"dropout": 0.8, "reg": 0.0},
-}
-# Their validation curves on tiktok lie flat for stretches longer than the usual patience of 21
-# evaluations, and then rise on.
-GRAPH_SETTINGS = {(model, "tiktok"): {"patience": 60} for model in ("vbpr", "bm3", "lgmrec")}
 # Pretraining beside the same model without, at the same number of epochs in all, and without
 # content: on one shop (titles and, as a second modality, semantic ids of images), and from two
 # shops to a third by their words.
@@ -138,20 +125,8 @@ MMGREC = {
     },
 }
 REC_IDS = {"method": "rqvae", "size": 128, "hidden": (64,), "width": 16, "steps": 2000}
-GRAPH_MODELS = ("bpr", "lightgcn", "vbpr", "bm3", "freedom", "mgcn", "smore", "lgmrec")
-GRAPH_MODELS += ("em3_public",)
 EXPERIMENTS: dict[str, dict] = {
-    **{
-        f"{model}-{data}": {
-            "model": model,
-            "folder": "graph",
-            "fields": GRAPH_FIELDS.get((model, data), {}),
-            "settings": GRAPH_SETTINGS.get((model, data), {}),
-            **where,
-        }
-        for model in GRAPH_MODELS
-        for data, where in GRAPH_DATA.items()
-    },
+    **GRAPH,
     **TRANSFER,
     "mmgrec-tiktok": {
         **MMGREC,
@@ -187,7 +162,7 @@ EXPERIMENTS: dict[str, dict] = {
     "towers-id": {**MOVIES, "fields": {**TOWERS, "items": "id"}},
     "towers-content": {**MOVIES, "fields": {**TOWERS, "items": "content"}},
     "towers-both": {**MOVIES, "fields": {**TOWERS, "items": "both"}},
-    "towers-shuffled": {**MOVIES, "fields": {**TOWERS, "items": "both"}, "shuffle": True},
+    "towers-shuffled": {**MOVIES, "fields": {**TOWERS, "items": "both"}, "content": "shuffled"},
     "sasrec-beauty": {"model": "sasrec", "data": "amazon-beauty", "settings": SLOW_LOSS},
     "sasrec-bce-beauty": {
         "model": "sasrec",

@@ -30,18 +30,23 @@ HERE = Path(__file__).resolve().parent
 OUT = HERE / "results" / "graph.json"
 sys.path.append(str(HERE / "competitors"))
 PROGRAMS = {"lightgcn": "torch_graph.py", "lgmrec": "torch_lgmrec.py"}
-# Coordinate search: the first value is the start, the others are tried in this order.
+# PyTorch twice: its own gradient of a sparse product, and one written by hand that knows the
+# transpose. Each is tuned by a coordinate search: the first value is the start.
+SIDES = {"torch": {"autograd": True}, "by hand": {"autograd": False}}
 TUNED = {
-    "lightgcn": {
-        "keep-memory": (True, False),
-        "autograd": (False, True),
-        "layout": ("csr", "coo"),
-        "sampler": ("keys", "table"),
-    },
-    "lgmrec": {"keep-memory": (True, False), "sampler": ("keys", "table")},
+    "keep-memory": (True, False),
+    "sampler": ("keys", "table"),
+    "huge-pages": (True, False),
+    "patient": (True, False),
 }
-# Threads of PyTorch that wait by spinning hold the core which another program keeps busy.
-PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+ZOO = {"huge-pages": True}
+LAYOUTS = {"lightgcn": {"layout": ("csr", "coo")}, "lgmrec": {}}
+ENVIRONMENT = {
+    "keep-memory": KEEP_MEMORY,
+    "huge-pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
+    # Threads of PyTorch that wait by spinning hold the core which another program keeps busy.
+    "patient": {"OMP_WAIT_POLICY": "PASSIVE"},
+}
 RATES = ("ms_per_step", "cpu_ms_per_step", "peak_mib")
 FAILED = (
     "Tried for the sparse product on CPU against the compressed-row kernel, times its time: tables "
@@ -51,18 +56,23 @@ FAILED = (
     "on one device. Negatives by rejection in a loop took about 3 of 24 ms of a tiktok step; the "
     "exact draw replaced it. Huge pages change little at the size of tiktok; at that of Sports, "
     "in one run each, they took the zoo's step from 204 to 134 ms of processor time and PyTorch's "
-    "from 169 to 159."
+    "from 169 to 159. On two quiet cores the six pairs of products are 12 to 15 of 16 ms of a "
+    "tiktok step and 66 to 72 of 80 ms of one at the size of Sports. Nodes sorted by degree take "
+    "0.8 to 1.4 times as long, columns in 2 or 4 blocks 1.4 to 2.3 times."
 )
 
 
 def measure(who: str, model: str, setting: dict, args: argparse.Namespace, **common) -> dict:
     """One process on `threads` cores. Raises RuntimeError with its last words."""
     flags = common | setting
-    environment = os.environ | PATIENT | (KEEP_MEMORY if flags.pop("keep-memory", False) else {})
+    environment = dict(os.environ)
+    for name, variables in ENVIRONMENT.items():
+        environment |= variables if flags.pop(name, False) else {}
     if who == "zoo":
         words = [sys.executable, Path(__file__), "zoo", "--model", model]
     else:
         words = [args.competitor_python, "-W", "ignore", HERE / "competitors" / PROGRAMS[model]]
+        flags |= {"steps": args.steps} if args.steps else {}
     cores = sorted(os.sched_getaffinity(0))[-flags.pop("cores") :]
     done = subprocess.run(
         [str(word) for word in (*words, *as_flags(flags))],
@@ -81,12 +91,16 @@ def measure(who: str, model: str, setting: dict, args: argparse.Namespace, **com
     return result
 
 
-def tune(model: str, args: argparse.Namespace, common: dict) -> tuple[dict, list[dict]]:
+def tune(
+    model: str, fixed: dict, args: argparse.Namespace, common: dict
+) -> tuple[dict, list[dict]]:
     """PyTorch's best setting by coordinate search, and every trial."""
-    best = {key: values[0] for key, values in TUNED[model].items()} | {"threads": common["cores"]}
+    tuned = LAYOUTS[model] | TUNED
+    best = fixed | {key: values[0] for key, values in tuned.items()}
+    best |= {"threads": common["cores"]}
     trials = [measure("torch", model, best, args, **common)]
     top = trials[0]
-    for key, values in (*TUNED[model].items(), ("threads", (None, 1))):
+    for key, values in (*tuned.items(), ("threads", (None, 1))):
         for value in values[1:]:
             if best[key] == value:
                 continue
@@ -97,29 +111,52 @@ def tune(model: str, args: argparse.Namespace, common: dict) -> tuple[dict, list
 
 
 def beside(args: argparse.Namespace) -> None:
-    """Tune PyTorch at the first size, then alternate at every size; each writes its own key."""
+    """Tune PyTorch at the first size, then alternate at every size; each writes its own key.
+
+    How many threads are best depends on the size: it is tried again at each.
+    """
     for cores in args.cores:
-        common = {"cores": cores, "epochs": args.epochs}
-        best, trials = tune(args.model, args, common | {"size": args.sizes[0]})
+        common, best, trials = {"cores": cores, "epochs": args.epochs}, {}, []
+        for side, fixed in SIDES.items():
+            best[side], tried = tune(args.model, fixed, args, common | {"size": args.sizes[0]})
+            trials += tried
         for size in args.sizes:
-            runs = {"zoo": [], "torch": []}
-            for _ in range(args.rounds):
-                for who in runs:
-                    setting = best if who == "torch" else {}
-                    found = measure(who, args.model, setting, args, **common, size=size)
-                    runs[who].append(found)
-            row = {"model": args.model, "size": size, "cores": cores, "best": best}
-            row |= {rate: ratio(runs, rate) for rate in RATES}
-            print(json.dumps(row), flush=True)
-            found = {"summary": row, "tuning": trials, "runs": runs["zoo"] + runs["torch"]}
-            write(f"{args.model}_{size}_{cores}_cores", found)
+            found = alternated(args, common | {"size": size}, best)
+            print(json.dumps(found["summary"]), flush=True)
+            write(f"{args.model}_{size}_{cores}_cores", found | {"tuning": trials})
 
 
-def ratio(runs: dict[str, list[dict]], rate: str) -> dict[str, object]:
-    """Medians of both sides, and of PyTorch / zoo within each round, with the range."""
-    ratios = [t[rate] / z[rate] for t, z in zip(runs["torch"], runs["zoo"], strict=True)]
-    medians = {who: statistics.median(r[rate] for r in runs[who]) for who in runs}
-    return medians | {"ratio": statistics.median(ratios), "range": [min(ratios), max(ratios)]}
+def alternated(args: argparse.Namespace, common: dict, best: dict[str, dict]) -> dict:
+    """{summary, runs} of rounds in which the zoo and both sides of PyTorch take turns."""
+    runs = {"zoo": [], **{side: [] for side in best}}
+    if common["size"] != args.sizes[0]:
+        best = {k: threads(args, x, common) for k, x in best.items()}
+    for _ in range(args.rounds):
+        for who, found in runs.items():
+            name, setting = ("zoo", ZOO) if who == "zoo" else ("torch", best[who])
+            found.append(measure(name, args.model, setting, args, **common))
+    row = {"model": args.model, **common, "best": best}
+    row |= {rate: ratios(runs, rate) for rate in RATES}
+    return {"summary": row, "runs": runs}
+
+
+def threads(args: argparse.Namespace, setting: dict, common: dict) -> dict:
+    """The setting with the best of one thread, one a core, and one a core that spins."""
+    tried = [{**setting, "threads": 1}]
+    if common["cores"] > 1:
+        more = {**setting, "threads": common["cores"]}
+        tried += [{**more, "patient": True}, {**more, "patient": False}]
+    times = [measure("torch", args.model, x, args, **common)["ms_per_step"] for x in tried]
+    return tried[times.index(min(times))]
+
+
+def ratios(runs: dict[str, list[dict]], rate: str) -> dict[str, object]:
+    """Medians of all sides, and of theirs over the zoo's within each round, with the range."""
+    result = {who: statistics.median(r[rate] for r in rows) for who, rows in runs.items()}
+    for who in SIDES:
+        each = [t[rate] / z[rate] for t, z in zip(runs[who], runs["zoo"], strict=True)]
+        result[f"{who} over zoo"] = [statistics.median(each), min(each), max(each)]
+    return result
 
 
 def world(size: str):
@@ -328,6 +365,7 @@ def main() -> None:
     parser.add_argument("--cores", nargs="+", type=int, default=[len(os.sched_getaffinity(0))])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3, help="timed; the fastest one counts")
+    parser.add_argument("--steps", type=int, help="of PyTorch's epochs, None: all of them")
     parser.add_argument("--edges", nargs="+", type=int, default=[10**5, 10**6, 10**7])
     parser.add_argument("--segments", type=int, default=10**6, help="no segment sums above it")
     args = parser.parse_args()

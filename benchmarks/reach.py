@@ -31,7 +31,12 @@ def hardware() -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
-RAN = ("zoo", "pipelines", "benchmarks/experiments.py")  # what a row depends on
+RAN = (
+    "zoo",
+    "pipelines",
+    "benchmarks/experiments.py",
+    "benchmarks/graph_experiments.py",
+)  # what a row depends on
 
 
 def commit() -> str:
@@ -44,16 +49,19 @@ def commit() -> str:
 COMMIT = commit()  # of the code that is loaded, not of what HEAD is when it ends
 
 
-def shuffled(data, seed: int):
-    """The same data with every item's content given to another item: the control."""
+def without_meaning(data, how: str, seed: int):
+    """The same data with every item's content `shuffled` to another item, or with `none`."""
     from zoo import api
 
     data = api.prepare(data, "both")
-    n = data.dataset.n_items
+    n, own = data.dataset.n_items, data.dataset
+    if how == "none":
+        present = {k: np.zeros_like(x) for k, x in own.present.items()}
+        return replace(data, dataset=replace(own, present=present))
     order = np.concatenate([[0], np.random.default_rng(seed).permutation(n) + 1])
-    moved = {k: x[order] for k, x in data.dataset.features.items()}
-    present = {k: x[order] for k, x in data.dataset.present.items()}
-    return replace(data, dataset=replace(data.dataset, features=moved, present=present))
+    moved = {k: x[order] for k, x in own.features.items()}
+    present = {k: x[order] for k, x in own.present.items()}
+    return replace(data, dataset=replace(own, features=moved, present=present))
 
 
 def pretrained(
@@ -102,7 +110,8 @@ def one(
     graft, before = None, 0.0
     if "pretrain" in experiment:
         graft, before = pretrained(experiment, data, seed, out, root)
-    data = shuffled(data, seed) if experiment.get("shuffle") else data
+    if "content" in experiment:
+        data = without_meaning(data, experiment["content"], seed)
     vectors, data = (
         with_ids(experiment, data, seed, out) if "vectors" in experiment else (None, data)
     )

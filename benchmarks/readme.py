@@ -10,8 +10,10 @@ import re
 import sys
 from pathlib import Path
 
+from kept import RESULTS, best_floor, load, rows_of_floors, spread
+from readme_graph import GRAPH_BLOCKS
+
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 SHOWN = ("pipelines", "zoo", "checkpoints")
 
 
@@ -47,33 +49,6 @@ def models() -> str:
     return "\n".join(lines)
 
 
-def _load(name: str) -> dict | None:
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _spread(pair: list[float], seeds: int) -> str:
-    return f"{pair[0]:.4f}" if seeds == 1 else f"{pair[0]:.4f} ± {pair[1]:.4f}"
-
-
-def _rows_of_floors() -> list[dict]:
-    told = _load("floors")
-    return told["rows"] if told else []
-
-
-def _best_floor(split_hash: str, metric: str = "ndcg@10") -> tuple[str, float]:
-    """Name and value of the best floor on the same split, history masked."""
-    floors = {
-        name: found["metrics"][metric]
-        for row in _rows_of_floors()
-        if row["split_hash"] == split_hash and row["mask"] != "none"
-        for name, found in row["floors"].items()
-        if name != "popularity-leaky"
-    }
-    name = max(floors, key=floors.get)
-    return name, floors[name]
-
-
 def _stratum(row: dict, cold: bool) -> float:
     """recall@10 over the events whose item training never saw, or over the others."""
     part = row["strata"]["target count 0"]
@@ -98,10 +73,10 @@ def reached() -> str:
             continue
         hardware.add(told["hardware"])
         rows, seeds = told["rows"], len(told["rows"])
-        r10, n10 = (_spread(told["summary"][k], seeds) for k in ("recall@10", "ndcg@10"))
+        r10, n10 = (spread(told["summary"][k], seeds) for k in ("recall@10", "ndcg@10"))
         unmasked = sum(r["test_unmasked"]["ndcg@10"] for r in rows) / seeds
         warm, cold = (sum(_stratum(r, c) for r in rows) / seeds for c in (False, True))
-        name, floor = _best_floor(told["split_hash"])
+        name, floor = best_floor(told["split_hash"])
         verdict = "**above**" if told["summary"]["ndcg@10"][0] > floor else "below"
         minutes = sum(r["train_seconds"] for r in rows) / seeds / 60
         commits = ", ".join(sorted({r["commit"] for r in rows}))
@@ -116,52 +91,6 @@ def reached() -> str:
     )
 
 
-# recall@20 of the authors' code (enoche/MMRec e775373) run on the same files: mean over its seeds,
-# their standard deviation, how many.
-REFERENCE = {
-    "lightgcn-tiktok": (0.0860, 0.0068, 3),
-    "vbpr-tiktok": (0.0536, 0.0016, 2),
-    "bm3-tiktok": (0.0620, 0.0, 1),
-    "freedom-tiktok": (0.0872, 0.0011, 3),
-    "lgmrec-tiktok": (0.0532, 0.0, 1),
-    "lightgcn-ml-100k": (0.1928, 0.0008, 2),
-    "vbpr-ml-100k": (0.2187, 0.0016, 3),
-    "bm3-ml-100k": (0.1835, 0.0092, 3),
-    "freedom-ml-100k": (0.2260, 0.0008, 3),
-    "lgmrec-ml-100k": (0.1967, 0.0, 1),
-}
-
-
-def graph() -> str:
-    """The graph family under MMRec's protocol, beside the authors' code and the best floor."""
-    lines = [
-        "| run | recall@20 | ndcg@20 | reference recall@20 | best floor recall@20 | seeds | split "
-        "| train | commit |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    hardware, under = set(), []
-    for path in sorted((RESULTS / "graph").glob("*.json")):
-        told = json.loads(path.read_text())
-        hardware.add(told["hardware"])
-        rows, seeds = told["rows"], len(told["rows"])
-        r20, n20 = (_spread(told["summary"][k], seeds) for k in ("recall@20", "ndcg@20"))
-        name, floor = _best_floor(told["split_hash"], "recall@20")
-        verdict = "**above**" if told["summary"]["recall@20"][0] > floor else "below"
-        under += [path.stem] if verdict == "below" else []
-        mean, sd, n = REFERENCE.get(path.stem, (0.0, 0.0, 0))
-        theirs = f"{mean:.4f}" + (f" ± {sd:.4f} ({n})" if sd else "") if n else "–"
-        seconds = sum(r["train_seconds"] for r in rows) / seeds
-        commits = ", ".join(sorted({r["commit"] for r in rows}))
-        lines.append(
-            f"| {path.stem} | {r20} | {n20} | {theirs} | {verdict} {name} {floor:.4f} | {seeds} | "
-            f"`{told['split_hash'][:8]}` | {seconds:.0f} s | {commits} |"
-        )
-    lost = f"Below a counted floor: {', '.join(under)}." if under else ""
-    how = "`python benchmarks/reach.py RUN --data FOLDER`; " + "; ".join(sorted(hardware))
-    told = f"{how}. A + behind a commit: as above. (n): seeds of the reference."
-    return "\n".join([*lines, "", lost, "", told])
-
-
 ORDERED = ("popularity", "markov", "item-knn", "sr-graph", "text-knn", "sr-graph+text", "ease")
 SETS = ("popularity", "cf-graph", "cf-graph+text", "cf-graph+image", "cf-graph+audio", "ease")
 
@@ -169,7 +98,7 @@ SETS = ("popularity", "cf-graph", "cf-graph+text", "cf-graph+image", "cf-graph+a
 def _floor_lines(names: tuple[str, ...], metrics: tuple[str, str], splits: tuple[str, ...]):
     yield f"| {', '.join(metrics)} | split | history | {' | '.join(names)} |"
     yield "|---|---|---|" + "---|" * len(names)
-    for row in _rows_of_floors():
+    for row in rows_of_floors():
         if row["split"] not in splits:
             continue
         cells = []
@@ -187,7 +116,7 @@ def _floor_lines(names: tuple[str, ...], metrics: tuple[str, str], splits: tuple
 
 def floors() -> str:
     """The floors on every data set."""
-    told = _load("floors")
+    told = load("floors")
     ordered = _floor_lines(
         ORDERED, ("recall@10", "ndcg@10"), ("leave-one-out", "global-time", "cold-items")
     )
@@ -198,7 +127,7 @@ def floors() -> str:
 
 def fusion() -> str:
     """Does a counting prior help? SASRec, the floor, and their mixture, seed by seed."""
-    told = _load("fusion-beauty")
+    told = load("fusion-beauty")
     if told is None:
         return ""
     names = ("sasrec", "sr-graph+text", "fusion")
@@ -228,7 +157,7 @@ def speed() -> str:
     lines = ["| amazon-beauty | loss | zoo | other | ratio (range) |", "|---|---|---|---|---|"]
     how = []
     for model, name in BESIDE.items():
-        told = _load(name)
+        told = load(name)
         for row in told["summary"] if told else ():
             lines += [_speed_line(model, row, key) for key in RATES]
         if told:
@@ -246,38 +175,6 @@ def _speed_line(model: str, row: dict, key: str) -> str:
     )
 
 
-def graph_speed() -> str:
-    """A training step of the graph family beside plain PyTorch, processor time, and the scale."""
-    told = _load("graph")
-    if told is None:
-        return ""
-    lines = [
-        "| training step | cores | zoo, ms | PyTorch, ms | ratio (range) | peak MiB |",
-        "|---|---|---|---|---|---|",
-    ]
-    for entry in (x for name, x in told.items() if name.endswith("cores")):
-        row = entry["summary"]
-        ms, peak = row["cpu_ms_per_step"], row["peak_mib"]
-        low, high = ms["range"]
-        lines.append(
-            f"| {row['model']}, {row['size']} size | {row['cores']} | {ms['zoo']:.0f} | "
-            f"{ms['torch']:.0f} | {ms['ratio']:.2f} ({low:.2f} to {high:.2f}) | "
-            f"{peak['zoo']:.0f}, {peak['torch']:.0f} |"
-        )
-    big = told["scale"]
-    lines += [
-        "",
-        f"Processor time, on a machine busy with other work (load {big['load']:.0f} and more). "
-        f"{big['users']:,} users, {big['items']:,} items, {big['edges']:,} edges, width 64: three "
-        f"layers {big['three_layers_cpu_ms'] / 1e3:.0f} s, a training step "
-        f"{big['training_step_cpu_s']:.0f} s of processor time, "
-        f"{big['training_step_s_peak_mib'] / 1024:.1f} GiB at the peak. `{big['command']}`, "
-        "`python benchmarks/graph.py beside`; a plot of cost against edges is "
-        "[here](benchmarks/results/graph.png).",
-    ]
-    return "\n".join(lines)
-
-
 DECODED = {
     "hf prefix": "generate, prefix_allowed_tokens_fn",
     "hf vectorised": "generate, a mask of our own",
@@ -293,7 +190,7 @@ def codes() -> str:
         "|---|---|---|---|",
     ]
     how = []
-    for name, told in (_load("decode") or {}).items():
+    for name, told in (load("decode") or {}).items():
         if name.startswith("beside_") and "--untuned" not in told["command"]:
             rows, own = told["summary"], told["summary"]["zoo recommend"]["cpu_ms"]["median"]
             for key, what in DECODED.items():
@@ -301,7 +198,7 @@ def codes() -> str:
                     lines.append(f"| beam search, {told['sizes']['items']:,} items | {what} | "
                                  f"{_ratio(rows[key])} | {own:.0f} |")  # fmt: skip
             how.append(f"`{told['command']}`")
-    for told in (_load("quantize") or {}).values():
+    for told in (load("quantize") or {}).values():
         rows, size = told["sample"]["summary"], told["sizes"]
         lines.append(
             f"| residual k-means, {size['rows']:,} x {size['width']} | scikit-learn | "
@@ -323,8 +220,7 @@ BLOCKS = {
     "models": models,
     "reached": reached,
     "fusion": fusion,
-    "graph": graph,
-    "graph_speed": graph_speed,
+    **GRAPH_BLOCKS,
     "floors": floors,
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from checkpoints.bundle import load_bundle, save_bundle
 from zoo import api
+from zoo.saving import card
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "pretrained"
 
@@ -34,7 +35,7 @@ def main() -> None:
         feature_manifest=bundle.features,
         split=split,
         evaluation=results,
-        card=api.card(model, bundle.config, split, results),
+        card=card(model, bundle.config, split, results),
     )
     print(folder.relative_to(SHIPPED.parent.parent), {k: round(v, 4) for k, v in test.items()})
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.optim import match_names, optimizer, schedule
+from zoo.optim import match_names, optimizer, schedule, with_rates
 
 PARAMS = {"items": {"id": {"table": jnp.ones((3, 2))}}, "trunk": {"norm": {"scale": jnp.ones(2)}}}
 
@@ -21,6 +21,35 @@ def test_rates_by_name_first_match_wins():
     slow = step(optimizer(1e-2, rates=[("items", 0.1), ("items/id", 5.0), ("norm", 0.0)]), grads)
     np.testing.assert_allclose(slow["items"]["id"]["table"], 0.1 * plain["items"]["id"]["table"])
     assert not np.asarray(slow["trunk"]["norm"]["scale"]).any(), "rate 0 freezes"
+
+
+def test_rates_of_a_run_multiply_those_of_its_stage():
+    grads = jax.tree.map(jnp.ones_like, PARAMS)
+    stage = optimizer(1e-2, rates=[("items", 1.0), (".*", 0.0)])
+    slow, plain = step(with_rates(stage, [("table|norm", 0.1)]), grads), step(stage, grads)
+    np.testing.assert_allclose(slow["items"]["id"]["table"], 0.1 * plain["items"]["id"]["table"])
+    assert not np.asarray(slow["trunk"]["norm"]["scale"]).any()
+
+
+def test_accumulated_batches_are_one_step_of_their_mean():
+    rng = np.random.default_rng(0)
+    several = [jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), PARAMS) for _ in "abc"]
+    chain = optimizer(1e-2, 30, 6, "cosine", accumulate=3)
+    state, moved = chain.init(PARAMS), []
+    for _ in range(4):
+        for grads in several:
+            updates, state = jax.jit(chain.update)(grads, state, PARAMS)
+            moved.append(updates)
+    assert all(not np.any(x) for i in (0, 1, 3, 4) for x in jax.tree.leaves(moved[i]))
+    mean = jax.tree.map(lambda *x: sum(x) / 3, *several)
+    plain = optimizer(1e-2, 10, 2, "cosine")
+    state = plain.init(PARAMS)
+    for i in range(4):
+        updates, state = jax.jit(plain.update)(mean, state, PARAMS)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-9),
+                     moved[3 * i + 2], updates)  # fmt: skip
+    with pytest.raises(ValueError, match="accumulate is 0"):
+        optimizer(accumulate=0)
 
 
 def test_norms_are_not_decayed():

@@ -12,7 +12,8 @@ PACKAGES = ("zoo", "pipelines", "checkpoints")
 FILES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
 # The doors see all three packages.
 DOORS = {"api", "arguments", "cli", "fitting", "serve", "quickstart", "quickstart_page"}
-DOORS |= {"prior", "reasons", "report", "settings", "load", "tokenize", "coding", "embed", "inputs"}
+DOORS |= {"prior", "reasons", "report", "settings", "tokenize", "coding", "embed", "inputs"}
+DOORS |= {"data", "load", "saving"}
 FLAX = {"adapters", "layers", "items", "experts", "train", "rqvae", "relation"} | {
     p.stem for p in (ROOT / "zoo/models").glob("*.py")
 }

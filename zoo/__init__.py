@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Data": "zoo.api",
     "DataOptions": "zoo.api",
+    "Encoding": "zoo.api",
     "Recommender": "zoo.recommender",
     "Settings": "zoo.api",
     "build": "zoo.api",

@@ -32,7 +32,7 @@ class DataArgs:
 
     def options(self, base=None):
         """DataOptions: `base` with what was named on the command line."""
-        from zoo.api import DataOptions
+        from zoo.data import DataOptions
 
         named = {
             "part": self.part,
@@ -62,6 +62,7 @@ def train_args(model: str, **preset: Any) -> type:
 
     preset: other defaults of the model's fields.
     """
+    from zoo.encoders.small import Encoding
     from zoo.models import fields
     from zoo.settings import Settings, settings_for
 
@@ -93,6 +94,8 @@ def train_args(model: str, **preset: Any) -> type:
         """A run whose user and item vectors the model reads, frozen (mmgrec)."""
         objective: str | None = None
         """Short for --model.objective, where the model has one."""
+        encode: Encoding = Encoding()
+        """Content that the model encodes itself: --encode.modalities image text."""
         model: model_args = model_args()
         mesh: MeshArgs = MeshArgs()
 

@@ -105,6 +105,7 @@ def _fit(argv: list[str], command: str, names: list[str], **preset: Any) -> int:
     with Bar(f"{command} {name}", args.select) as bar:
         settings = args.settings()
         more = {"graft": args.graft, "vectors": args.vectors, "adapt": args.adapt}
+        more["encoding"] = args.encode
         fitted, data = api.fit(name, data, args.out, settings, mesh, bar, **more, **chosen)
     result = {
         "model": name,

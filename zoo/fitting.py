@@ -19,11 +19,13 @@ from pipelines.loader import candidates, event_batches, pair_loader, sequence_lo
 from pipelines.schema import Split
 from zoo import mesh as meshes
 from zoo.adapt import plan_of
+from zoo.encoders.small import Encoding, encoders
+from zoo.end_to_end import end_to_end
 from zoo.evaluation import evaluate
 from zoo.graft import graft
 from zoo.models import Entry, build, entry, trainable
 from zoo.models import fields as fields_of
-from zoo.optim import optimizer
+from zoo.optim import optimizer, with_rates
 from zoo.plan import train_only
 from zoo.recipes import adapted_by, told
 from zoo.recommender import Recommender, unchanged
@@ -62,17 +64,19 @@ class Run:
         mesh: Mesh,
         start: Any = None,
         adapt: str | None = None,
+        encoding: Encoding | None = None,
     ):
         s = self.settings = settings
         self.start = start
         self.mesh, self.split, self.max_len = mesh, split, _longest(model, fields)
-        self.recommender = adapted_by(build(model, **fields), adapt)
+        self.recommender = adapted_by(_built(model, fields, catalogue, encoding), adapt)
         check_metric(s.select)
         meshes.check_batch_fits(s.batch, mesh)
-        self._load(entry(model))
+        self._load(entry(model), encoding.refresh if encoding else 0)
         rates = _rates(model, fields, start)
         chain = (s.rate, self.steps, s.warmup, s.schedule, s.weight_decay, s.clip)
-        self.optimizer = optimizer(*chain, rates=rates)
+        made = optimizer(*chain, rates=rates, accumulate=s.accumulate)
+        self.optimizer = with_rates(made, s.rates)  # what a stage freezes stays frozen
         if adapt:
             self.optimizer = train_only(self.optimizer, plan_of(self.recommender))
         catalogue = self.recommender.prepare(catalogue, mesh.size)
@@ -87,8 +91,11 @@ class Run:
         self.shardings = meshes.shardings(self.shapes, mesh)
         self.step = self._compile()
 
-    def _load(self, known: Entry) -> None:
-        """The loader, and how many steps: in all, between evaluations, and a dispatch."""
+    def _load(self, known: Entry, refresh: int) -> None:
+        """The loader, and how many steps: in all, between evaluations, and a dispatch.
+
+        refresh: of a model that encodes all items once a dispatch, how many steps that shall be.
+        """
         s, graph = self.settings, known.family == "graph"
         options = {"process": jax.process_index(), "processes": jax.process_count()}
         room = self.max_len + (known.targets == "cloze")  # the guess stands behind the history
@@ -97,7 +104,9 @@ class Run:
         per_epoch = make(seed=s.seed).per_epoch
         self.steps = s.steps or s.epochs * per_epoch
         self.every = s.evaluate_every or max(1, min(per_epoch, -(-self.steps // 5)))
-        self.stack = math.gcd(self.steps, self.every, s.dispatch or per_epoch)
+        if refresh:
+            self.steps, self.every = (-(-x // refresh) * refresh for x in (self.steps, self.every))
+        self.stack = math.gcd(self.steps, self.every, refresh or s.dispatch or per_epoch)
         if s.dispatch == 1 and self.recommender.draw is unchanged:
             self.stack = None  # a plain step, without the scan
         self.loader = make(seed=s.seed, stack=self.stack)
@@ -149,6 +158,15 @@ class Run:
         return evaluate(
             self.recommender, params, self.catalogue, batches, KS, strata=None, candidates=allowed
         ).metrics
+
+
+def _built(model: str, fields: dict, catalogue: dict, encoding: Encoding | None) -> Recommender:
+    """The model, behind the encoders of the content that it is to encode itself."""
+    plain = build(model, **fields)
+    if encoding is None:
+        return plain
+    made = encoders(encoding, catalogue["raw"])
+    return end_to_end(plain, made, encoding.bound, encoding.remat, encoding.refresh > 0)
 
 
 def _longest(model: str, chosen: dict) -> int:
@@ -208,6 +226,7 @@ def fit(
     start: Any = None,
     adapt: str | None = None,
     about: dict[str, Any] | None = None,
+    encoding: Encoding | None = None,
     **fields: Any,
 ) -> Fitted:
     """Train `model` with `fields`; go on where it stopped when `out` holds the same run.
@@ -216,6 +235,7 @@ def fit(
     run; those of the same name and shape take the place of fresh ones (graft.py). adapt: how
     `start` is adapted (recipes.py): what that freezes neither moves nor has optimizer state.
     about: what else makes this run the one that it is, such as where its features come from.
+    encoding: which modalities of catalogue["raw"] the model encodes itself.
     `report(step, steps, metrics)` hears of every step and every evaluation.
     Raises ValueError when `out` holds a run of other settings.
     """
@@ -223,7 +243,7 @@ def fit(
     if adapt and start is None:
         raise ValueError(f"adapt='{adapt}' adapts a pretrained run, and none was named (graft).")
     with jax.set_mesh(mesh):
-        run = Run(model, fields, split, catalogue, settings, mesh, start, adapt)
+        run = Run(model, fields, split, catalogue, settings, mesh, start, adapt, encoding)
         if out is None:
             return _loop(run, run.fresh(), Progress(settings.select, settings.patience), report)
         mine = identity(model, fields, split, settings, start, adapt)

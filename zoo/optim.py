@@ -51,11 +51,16 @@ def optimizer(
     clip: float | None = None,
     b2: float = 0.999,
     rates: Sequence[tuple[str, float]] = (),
+    accumulate: int = 1,
     no_decay: str = r"(bias|scale|norm)",
 ) -> optax.GradientTransformation:
     """AdamW. `rates` multiplies the learning rate by parameter name (first match wins, 0 freezes);
-    names that match `no_decay` are not decayed."""
+    names that match `no_decay` are not decayed. accumulate: the mean gradient of so many calls is
+    one step; schedule, warm-up and `steps` still count calls."""
+    if accumulate < 1:
+        raise ValueError(f"accumulate is {accumulate}; expected at least 1 batch a step.")
     rules = [*rates, (".*", 1.0)]
+    steps, warmup = -(-steps // accumulate), -(-warmup // accumulate)
 
     def decayed(params):
         return match_names(params, [(no_decay, False), (".*", True)])
@@ -65,7 +70,17 @@ def optimizer(
     chain += [optax.add_decayed_weights(weight_decay, decayed)] if weight_decay else []
     chain += [optax.scale_by_learning_rate(schedule(decay_schedule, rate, steps, warmup))]
     chain += [_scale_by_name(rules)] if rates else []
-    return optax.chain(*chain)
+    made = optax.chain(*chain)
+    if accumulate == 1:
+        return made
+    return optax.MultiSteps(made, accumulate).gradient_transformation()
+
+
+def with_rates(
+    made: optax.GradientTransformation, rates: Sequence[tuple[str, float]]
+) -> optax.GradientTransformation:
+    """`made` with its updates multiplied by parameter name; names that no rule covers stay."""
+    return optax.chain(made, _scale_by_name([*rates, (".*", 1.0)])) if rates else made
 
 
 def _scale_by_name(rules) -> optax.GradientTransformation:

@@ -54,7 +54,8 @@ class Recommender(NamedTuple):
     `encode` and `match` are the two halves of `score`: full ranking goes through the catalogue
     in blocks and must not encode the user again for each one. A model that searches instead of
     scanning has no `match` and is measured by the lists it recommends. `prepare` runs once a data
-    set, on the host; `draw` once a dispatch of steps (an epoch), on the device: pruned graphs.
+    set, on the host; `draw` once a dispatch of steps (an epoch), on the device: pruned graphs,
+    vectors of an encoder that has learned since.
     """
 
     init: Callable[..., Params]  # (key, catalogue, batch) -> params
@@ -65,5 +66,5 @@ class Recommender(NamedTuple):
     encode: Callable[..., Any]  # (params, index, batch) -> query, a pytree of [b,...]
     match: Callable[..., Array] | None  # (params, index, query, items [c] or [b,c]) -> [b,c]
     prepare: Callable[..., Catalogue] = unchanged  # (catalogue, parts: devices) -> catalogue
-    draw: Callable[..., Catalogue] = unchanged  # (catalogue, key) -> catalogue
+    draw: Callable[..., Catalogue] = unchanged  # (catalogue, key, params) -> catalogue
     incremental: Incremental | None = None  # where the model allows it

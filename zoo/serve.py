@@ -14,7 +14,7 @@ import numpy as np
 from checkpoints.bundle import Bundle, load_bundle
 from checkpoints.hub import resolve
 from pipelines.loader import requests
-from pipelines.schema import DataError, Dataset, Ragged
+from pipelines.schema import DataError, Dataset, Ragged, Split
 from zoo.models import build
 from zoo.recipes import adapted_by
 from zoo.scorer import best
@@ -36,7 +36,9 @@ class Pretrained:
         self.config, self.split = bundle.config, bundle.split
         plain = build(self.config["model"], **_fields(self.config["fields"]))
         self.recommender = adapted_by(plain, self.config.get("adapt"))
-        self.params = jax.tree.map(jnp.asarray, bundle.params)
+        # Of a model that encodes content itself the catalogue has what it made of every item.
+        params = bundle.params["model"] if "encoding" in self.config else bundle.params
+        self.params = jax.tree.map(jnp.asarray, params)
         catalogue = self.recommender.prepare({**bundle.catalogue, **_codes(bundle)}, 1)
         self.catalogue = jax.tree.map(jnp.asarray, catalogue)
         self.item_ids = [str(x) for x in bundle.item_ids]
@@ -136,7 +138,7 @@ class Pretrained:
 
     def data_options(self):
         """The DataOptions that this bundle was trained with."""
-        from zoo.api import DataOptions
+        from zoo.data import DataOptions
 
         options = dict(self.split.get("options", {}))
         options["require"] = tuple(options.get("require", ()))
@@ -154,6 +156,29 @@ class Pretrained:
             f"{dataset.n_items}; they differ first at item {first}. Use the data it was "
             "trained on, with the same options (part, k_core, require)."
         )
+
+    def vectors(self, dataset: Dataset, split: Split) -> dict[str, np.ndarray]:
+        """What its index scores by: float32 {items [rows,d]} and, where a model has them, {users}.
+
+        Raises DataError for other items, ValueError for a run on another split (its vectors may
+        know what is held out here) and for a model that keeps no one vector an item.
+        """
+        self.check_same_items(dataset)
+        model, theirs = self.config["model"], self.split["hash"]
+        if theirs != split.hash:
+            raise ValueError(
+                f"{model} was trained on the split {theirs[:12]} ({self.split['protocol']}), this "
+                f"is {split.hash[:12]} ({split.protocol}): its vectors may know what is held out "
+                "here. Use the options that it was trained with, or train it on this split."
+            )
+        index = self.index if isinstance(self.index, dict) else {}
+        if getattr(index.get("table"), "ndim", 0) != 2:
+            raise ValueError(
+                f"{model} serves without one vector an item: take a run of a sequential, two-tower "
+                "or graph model, such as graphsage."
+            )
+        named = {"items": "table", "users": "users"}
+        return {k: np.asarray(index[v], np.float32) for k, v in named.items() if v in index}
 
 
 def _codes(bundle: Bundle) -> dict[str, dict]:

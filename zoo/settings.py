@@ -26,6 +26,8 @@ class Settings:
     schedule: str = "constant"
     weight_decay: float = 0.0
     clip: float | None = None
+    accumulate: int = 1  # batches whose gradients are averaged before a step of the optimizer
+    rates: tuple[tuple[str, float], ...] = ()  # (regex of names, times the rate), first match wins
     seed: int = 0
     evaluate_every: int | None = None  # steps; None: one epoch, but at least five times a run
     patience: int = 5  # evaluations without a better one before stopping

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from pipelines.codes import Codes, check_unique, write_index
-from zoo import api, quantize
+from zoo import quantize
 from zoo.code_quality import quality
+from zoo.data import Data, prepare
 from zoo.kmeans import squared_distances
 from zoo.mesh import path_name
 from zoo.names import unknown
@@ -39,7 +40,7 @@ class Quantised(NamedTuple):
 
 
 def tokenize(
-    data: api.Data,
+    data: Data,
     out: str | Path,
     modality: str | None = None,
     method: str = "rkmeans",
@@ -87,9 +88,9 @@ def tokenize(
     return {"data": dataset.name, **told, **report}
 
 
-def _content(data: api.Data, modality: str) -> tuple[api.Data, np.ndarray, np.ndarray, dict]:
+def _content(data: Data, modality: str) -> tuple[Data, np.ndarray, np.ndarray, dict]:
     """(data with features, the rows that have the modality, their features, what to report)."""
-    data = api.prepare(data, "content")
+    data = prepare(data, "content")
     dataset = data.dataset
     if modality not in dataset.features:
         raise unknown(f"{dataset.name} has no features called", modality, dataset.features)
@@ -98,7 +99,7 @@ def _content(data: api.Data, modality: str) -> tuple[api.Data, np.ndarray, np.nd
 
 
 def _served(
-    data: api.Data, run: Pretrained | str | Path, modality: str | None
+    data: Data, run: Pretrained | str | Path, modality: str | None
 ) -> tuple[np.ndarray, np.ndarray, dict]:
     """(all rows of items, their vectors in the run's index, what to report)."""
     if modality is not None:
@@ -107,22 +108,9 @@ def _served(
             "read the modalities that it was trained on."
         )
     bundle = run if isinstance(run, Pretrained) else from_pretrained(run)
-    bundle.check_same_items(data.dataset)
-    model, theirs = bundle.config["model"], bundle.split["hash"]
-    if theirs != data.split.hash:
-        raise ValueError(
-            f"{model} was trained on the split {theirs[:12]} ({bundle.split['protocol']}), this is "
-            f"{data.split.hash[:12]} ({data.split.protocol}): its vectors may know what is held "
-            "out here. Use the options that it was trained with, or train it on this split."
-        )
-    table = bundle.index.get("table") if isinstance(bundle.index, dict) else None
-    if table is None or table.ndim != 2:
-        raise ValueError(
-            f"{model} serves without one vector an item, so there is nothing to make codes of: "
-            "take a run of a sequential, two-tower or graph model, such as graphsage."
-        )
     rows = np.arange(1, data.dataset.n_items + 1)
-    return rows, np.asarray(table, np.float32)[rows], {"run": model}
+    x = bundle.vectors(data.dataset, data.split)["items"][rows]
+    return rows, x, {"run": bundle.config["model"]}
 
 
 def _by_codebooks(x: np.ndarray, method: str, levels: int, size: int, seed: int) -> Quantised:

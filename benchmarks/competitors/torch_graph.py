@@ -104,7 +104,7 @@ def measured(
     for _ in range(args.warmup + args.epochs):
         begun, used = time.perf_counter(), time.process_time()
         losses.append([])
-        for part in torch.randperm(len(users)).split(args.batch):
+        for part in torch.randperm(len(users)).split(args.batch)[: args.steps]:
             optimizer.zero_grad()
             loss = loss_of_batch((users[part], items[part], unseen(users[part])))
             loss.backward()
@@ -131,7 +131,9 @@ def options(caption: str) -> argparse.ArgumentParser:
     for name, value in {"width": 64, "batch": 2048, "threads": 2}.items():
         options.add_argument(f"--{name}", type=int, default=value)
     options.add_argument("--epochs", type=int, default=3, help="timed; the fastest one counts")
+    options.add_argument("--steps", type=int, help="of an epoch, None: all")
     options.add_argument("--warmup", type=int, default=1, help="epochs before the clock starts")
+    options.add_argument("--autograd", action="store_true", help="no hand-written gradient")
     options.add_argument("--sampler", choices=("keys", "table"), default="keys")
     return options
 
@@ -140,7 +142,6 @@ def main() -> None:
     parser = options(__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--layout", choices=("csr", "coo"), default="csr")
-    parser.add_argument("--autograd", action="store_true", help="no hand-written gradient")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)

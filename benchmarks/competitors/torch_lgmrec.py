@@ -5,12 +5,14 @@ arXiv 2312.16400, sizes as published for Amazon Baby: 2 layers of the free rows,
 the final vectors 1e-6, contrast of the batch against all nodes 1e-4. No code of others was used.
 """
 
+import argparse
+
 import numpy as np
 import random_graph
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch_graph import LayerMean, Unseen, adjacency, measured, options
+from torch_graph import LayerMean, Unseen, adjacency, layer_mean, measured, options
 
 LAYERS, HYPEREDGES, KEEP, ALPHA, TAU = 2, 4, 0.5, 0.3, 0.2
 
@@ -31,8 +33,11 @@ class Product(torch.autograd.Function):
 class LGMRec(torch.nn.Module):
     """forward -> (final vectors [n,d], hypergraph vectors of each modality [n,d])."""
 
-    def __init__(self, users: Tensor, items: Tensor, n_users: int, n_items: int, width: int):
+    def __init__(
+        self, users: Tensor, items: Tensor, n_users: int, n_items: int, args: argparse.Namespace
+    ):
         super().__init__()
+        width, self.autograd = args.width, args.autograd
         self.n_users, self.width = n_users, width
         self.matrix = adjacency(users, items, n_users, n_items, "csr")
         ones = torch.ones(len(users))
@@ -52,9 +57,10 @@ class LGMRec(torch.nn.Module):
         self.reads = torch.nn.ParameterList([torch.nn.Parameter(x) for x in reads])  # W | V
 
     def forward(self) -> tuple[Tensor, list[Tensor]]:
-        ids = LayerMean.apply(self.table, self.matrix, LAYERS)
+        mean = layer_mean if self.autograd else LayerMean.apply
+        ids = mean(self.table, self.matrix, LAYERS)
         items = torch.cat([x @ w for x, w in zip(self.content, self.reads, strict=True)], 1)
-        users = Product.apply(items, self.history, self.owners)
+        users = self.product(items, self.history, self.owners)
         views, hypers = [], []
         for item, user in zip(items.chunk(2, 1), users.chunk(2, 1), strict=True):
             local, logits = user[:, : self.width] / self.counts, user[:, self.width :]
@@ -64,9 +70,12 @@ class LGMRec(torch.nn.Module):
             hypers.append(torch.cat(shares) @ hubs)
         local = torch.cat(views, 1)  # both modalities in one product
         for _ in range(LAYERS):
-            local = Product.apply(local, self.matrix, self.matrix)
+            local = self.product(local, self.matrix, self.matrix)
         final = ids + sum(F.normalize(x) for x in local.chunk(2, 1))
         return final + ALPHA * F.normalize(sum(hypers)), hypers
+
+    def product(self, x: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
+        return matrix @ x if self.autograd else Product.apply(x, matrix, transposed)
 
     def assigned(self, logits: Tensor) -> Tensor:
         noise = -torch.empty_like(logits).exponential_().log()
@@ -99,7 +108,7 @@ def main() -> None:
     pairs = random_graph.interactions(n_users, n_items, edges)
     users, items = (torch.from_numpy(x.astype(np.int64) - 1) for x in pairs)
     unseen = Unseen(users, items, n_users, n_items, args.sampler)
-    model = LGMRec(users, items, n_users, n_items, args.width)
+    model = LGMRec(users, items, n_users, n_items, args)
     measured(
         args, list(model.parameters()), lambda batch: loss_of(model, batch), unseen, users, items
     )

@@ -213,3 +213,14 @@ class T5Stack(nn.Module):
             x, read = block(x, bias, mask[None, None, None], memory[i], seen, old, train)
             kept.append(read)
         return self.drop(self.norm(x), deterministic=not train), kept
+
+
+def encoder_decoder(
+    layers: int, decoder_layers: int, causal: bool, dropout: float, **sizes: int
+) -> tuple[T5Stack, T5Stack]:
+    """(encoder, decoder that reads it) of one size; causal: whether the encoder hides what comes
+    later, too."""
+    return (
+        T5Stack(layers, **sizes, both_ways=not causal, dropout=dropout),
+        T5Stack(decoder_layers, **sizes, cross=True, both_ways=False, dropout=dropout),
+    )

@@ -18,6 +18,7 @@ class Entry(NamedTuple):
     paper: str
     summary: str
     targets: str = "next"  # what a training batch asks for: pipelines.transforms.SCHEMES
+    codes: str = "rkmeans"  # of a generative model: the semantic ids it spells if none are named
 
     def constructor(self):
         """The function that returns the Recommender."""
@@ -25,10 +26,16 @@ class Entry(NamedTuple):
 
 
 def _entry(
-    family: str, where: str, paper: str, summary: str, targets: str = "next", **fields
+    family: str,
+    where: str,
+    paper: str,
+    summary: str,
+    targets: str = "next",
+    codes: str = "rkmeans",
+    **fields,
 ) -> Entry:
     home, function = where.split(":")
-    return Entry(family, f"zoo.models.{home}", function, fields, paper, summary, targets)
+    return Entry(family, f"zoo.models.{home}", function, fields, paper, summary, targets, codes)
 
 
 MODELS: dict[str, Entry] = {
@@ -137,6 +144,7 @@ MODELS: dict[str, Entry] = {
         "rpg:rpg",
         "arXiv 2506.05781",
         "long unordered ids, all codes at once, every item scored",
+        codes="opq",
     ),
     "two_tower": _entry(
         "two-tower",
@@ -219,6 +227,14 @@ def fields(name: str) -> dict[str, tuple[Any, Any]]:
     found = entry(name)
     parameters = inspect.signature(found.constructor()).parameters.values()
     return {p.name: (p.annotation, found.fields.get(p.name, p.default)) for p in parameters}
+
+
+def reads(name: str, chosen: dict[str, Any]) -> str:
+    """Whether a model with the `chosen` fields reads `id` alone, `content` or `both`."""
+    known = fields(name)
+    if "items" in known:
+        return chosen.get("items", known["items"][1])
+    return "both" if "modalities" in known else "id"
 
 
 def build(name: str, **chosen: Any) -> Recommender:

@@ -34,7 +34,7 @@ COLD = ("sum", "graph")
 lecun_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's Linear
 
 
-def pruned(catalogue: dict, key: Array) -> dict:
+def pruned(catalogue: dict, key: Array, params: dict | None = None) -> dict:
     """The catalogue with `pruned`, the graph of this epoch: `kept_edges` of R̂, drawn by its
     weights 1/√(d_u d_i), with degrees of their own."""
     graph = catalogue["graph"]

@@ -72,9 +72,9 @@ def fuse(
     def prepare(catalogue, parts=1):
         return b.prepare(catalogue, parts) | a.prepare(catalogue, parts)
 
-    def draw(catalogue, key):
+    def draw(catalogue, key, params):
         first, second = jax.random.split(key)
-        return b.draw(a.draw(catalogue, first), second)
+        return b.draw(a.draw(catalogue, first, params["a"]), second, params["b"])
 
     return scorer(init, loss, index, encode, match, prepare=prepare, draw=draw)
 

@@ -56,15 +56,18 @@ class Speller(nn.Module):
         return self.likelihood(memory, mask, targets)
 
     def read(self, history: tuple, mask: Array, train: bool = False) -> Array:
-        """States [b,l,d] (by_token [b,l*c,d]) of the codes int[b,l,c]; mask bool [b,l,l]."""
-        (codes,) = history
+        """States [b,l,d] (by_token [b,l*c,d]) of a history; mask bool [b,l,l].
+
+        history: codes int[b,l,c] and any vectors [b,l,d] to be added to those of the items.
+        """
+        codes, *added = history
         present = (codes[:, :, :1] >= 0)[..., None]
         x = self._embed(codes) * present  # b l c d
         b, l, c, d = x.shape
         if self.by_token:
             mask = jnp.repeat(jnp.repeat(mask, c, axis=1), c, axis=2)
             return self.encoder.encode(x.reshape(b, l * c, d), mask, train)
-        return self.encoder.encode(jnp.sum(x, axis=2) / c**0.5, mask, train)
+        return self.encoder.encode(sum(added, jnp.sum(x, axis=2) / c**0.5), mask, train)
 
     def look(self, seen: Array) -> Array:
         """Which states [b,w,l'] are seen where items [b,w,l] are."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zoo.encoders.t5 import T5Stack
+from zoo.encoders.t5 import encoder_decoder
 from zoo.items import Items
 from zoo.losses import normalise
 from zoo.models.generative import Side, Speller, generative
@@ -24,18 +24,8 @@ from zoo.softmax import full_softmax
 Array = jax.Array
 
 
-class ContentSpeller(Speller):
-    """A Speller that reads codes int[b,l,c] and content vectors [b,l,d] of the history."""
-
-    def read(self, history: tuple, mask: Array, train: bool = False) -> Array:
-        codes, content = history
-        present = (codes[:, :, :1] >= 0)[..., None]
-        x = jnp.sum(self._embed(codes) * present, axis=2) / codes.shape[2] ** 0.5
-        return self.encoder.encode(x + content, mask, train)
-
-
 def codes_and_content(holder: dict, batch: dict) -> tuple[Array, Array]:
-    """What ContentSpeller reads of a batch."""
+    """What the speller reads of a batch."""
     return tuple(jnp.take(holder[name], batch["items"], axis=0) for name in ("codes", "content"))
 
 
@@ -88,8 +78,7 @@ def liger(
 ) -> Recommender:
     """Loss: -ln p(codes) + softmax of cosines / temperature. Other fields as tiger, Items."""
     sizes = {"heads": heads, "head_width": head_width, "width": width, "inner": inner}
-    encoder = T5Stack(layers, **sizes, both_ways=False, dropout=dropout)
-    decoder = T5Stack(decoder_layers, **sizes, cross=True, both_ways=False, dropout=dropout)
-    speller = partial(ContentSpeller, encoder=encoder, decoder=decoder)
+    encoder, decoder = encoder_decoder(layers, decoder_layers, True, dropout, **sizes)
+    speller = partial(Speller, encoder=encoder, decoder=decoder)
     side = dense(Items(width, "content", modalities, "sum", hidden), temperature)
     return generative(speller, True, beam, codes_and_content, side=side, among=among)

@@ -21,7 +21,7 @@ from jax import lax
 
 from zoo import trie as tries
 from zoo.decode import generate
-from zoo.encoders.t5 import KeysValues, T5Stack
+from zoo.encoders.t5 import KeysValues, encoder_decoder
 from zoo.layers import init_normal, segment_mask
 from zoo.losses import mean
 from zoo.models.generative import Speller, existing
@@ -120,8 +120,7 @@ def mql4grec(
 ) -> Recommender:
     """ln p in every language, merged; fields are those of T5Stack, generate."""
     sizes = {"heads": heads, "head_width": head_width, "width": width, "inner": inner}
-    encoder = T5Stack(layers, **sizes, both_ways=False, dropout=dropout)
-    decoder = T5Stack(decoder_layers, **sizes, cross=True, both_ways=False, dropout=dropout)
+    encoder, decoder = encoder_decoder(layers, decoder_layers, True, dropout, **sizes)
 
     def module(holder: dict) -> Polyglot:
         found = holder["tries"]

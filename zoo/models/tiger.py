@@ -9,7 +9,7 @@ Train:  zoo train tiger --data amazon-beauty --codes letter_sid --out runs/tiger
 
 from functools import partial
 
-from zoo.encoders.t5 import T5Stack
+from zoo.encoders.t5 import encoder_decoder
 from zoo.models.generative import Speller, generative
 from zoo.recommender import Recommender
 
@@ -30,7 +30,6 @@ def tiger(
 ) -> Recommender:
     """ln p(item) is the sum over its codes; fields are those of T5Stack, Speller, generative."""
     sizes = {"heads": heads, "head_width": head_width, "width": width, "inner": inner}
-    encoder = T5Stack(layers, **sizes, both_ways=not causal, dropout=dropout)
-    decoder = T5Stack(decoder_layers, **sizes, cross=True, both_ways=False, dropout=dropout)
+    encoder, decoder = encoder_decoder(layers, decoder_layers, causal, dropout, **sizes)
     speller = partial(Speller, encoder=encoder, decoder=decoder, by_token=by_token)
     return generative(speller, causal, beam, among=among)

@@ -1,0 +1,33 @@
+"""What benchmarks/results keeps: reading it, and the best floor on a split."""
+
+import json
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def load(name: str) -> dict | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def spread(pair: list[float], seeds: int) -> str:
+    return f"{pair[0]:.4f}" if seeds == 1 else f"{pair[0]:.4f} ± {pair[1]:.4f}"
+
+
+def rows_of_floors() -> list[dict]:
+    told = load("floors")
+    return told["rows"] if told else []
+
+
+def best_floor(split_hash: str, metric: str = "ndcg@10") -> tuple[str, float]:
+    """Name and value of the best floor on the same split, history masked."""
+    floors = {
+        name: found["metrics"][metric]
+        for row in rows_of_floors()
+        if row["split_hash"] == split_hash and row["mask"] != "none"
+        for name, found in row["floors"].items()
+        if name != "popularity-leaky"
+    }
+    name = max(floors, key=floors.get)
+    return name, floors[name]

@@ -1,0 +1,69 @@
+"""Content as a trainable encoder reads it: pixels and word ids, a row an item, what is missing."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipelines.content import TEXT_COLUMNS, Problem, clean_text, decode_images
+from pipelines.schema import DataError, Dataset
+from pipelines.words import KEYWORDS, of_text
+
+LEAST = 2  # items that a word must occur in to have an id of its own
+UNKNOWN = 1  # the id of all other words; 0 is padding
+Raw = tuple[Any, np.ndarray, list[Problem]]
+
+
+def raw_content(
+    dataset: Dataset,
+    modalities: Sequence[str],
+    size: tuple[int, int] = (64, 64),
+    tokens: int = 24,
+) -> dict[str, Raw]:
+    """{modality: (arrays of n+1 rows, present bool[n+1], problems)}; row 0 is empty.
+
+    image: uint8 [n+1,h,w,3] of the files that the column `image` names, resized to `size`; text:
+    {ids int32, mask bool} [n+1,tokens], words of title, genres and the like in their order.
+    Raises DataError for another modality, and for one that the items lack.
+    """
+    made = {}
+    for modality in modalities:
+        if modality not in MAKERS:
+            raise DataError(f"raw content of '{modality}': expected {' or '.join(MAKERS)}.")
+        made[modality] = MAKERS[modality](dataset, size if modality == "image" else tokens)
+    return made
+
+
+def _pictures(dataset: Dataset, size: tuple[int, int]) -> Raw:
+    if "image" not in dataset.columns:
+        raise DataError(
+            f"{dataset.name} has no column 'image' that names files; its items have "
+            f"{sorted(dataset.columns)}."
+        )
+    return decode_images(["", *dataset.columns["image"][1:]], size)
+
+
+def _words(dataset: Dataset, tokens: int) -> Raw:
+    names = [name for name in TEXT_COLUMNS if name in dataset.columns]
+    names = names or [name for name in KEYWORDS if name in dataset.columns]
+    if not names:
+        raise DataError(
+            f"{dataset.name} has none of the columns {', '.join(TEXT_COLUMNS)}; its items have "
+            f"{sorted(dataset.columns)}."
+        )
+    texts = [[], *(_text(dataset, names, i)[:tokens] for i in range(1, dataset.n_items + 1))]
+    counts = Counter(word for text in texts for word in set(text))
+    kept = sorted(word for word, count in counts.items() if count >= LEAST)
+    number = {word: i for i, word in enumerate(kept, UNKNOWN + 1)}
+    ids = np.zeros((len(texts), tokens), np.int32)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = [number.get(word, UNKNOWN) for word in text]
+    return {"ids": ids, "mask": ids > 0}, ids[:, 0] > 0, []
+
+
+def _text(dataset: Dataset, names: list[str], item: int) -> list[str]:
+    return of_text(" ".join(clean_text(dataset.columns[name][item]) for name in names))
+
+
+MAKERS = {"image": _pictures, "text": _words}

@@ -1,0 +1,184 @@
+"""Encoders trained with the model: each item once, any loss, exact where the batch is all asked."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_contract import N_ITEMS, training, world
+
+from zoo import mesh as meshes
+from zoo.end_to_end import ContentEncoder, end_to_end
+from zoo.models import build
+from zoo.models.fusion import fuse
+from zoo.optim import optimizer
+from zoo.train import create, make_dispatch, make_step
+
+WIDTH = 6
+KEY = jax.random.key(1)
+
+
+def pixels() -> ContentEncoder:
+    """tanh of a linear map of 4 x 4 pictures and of how many words there are."""
+
+    def init(key, raw):
+        size = raw["pixels"][0].size
+        return {"kernel": 0.1 * jax.random.normal(key, (size, WIDTH)), "bias": jnp.zeros(WIDTH)}
+
+    def apply(params, raw, key):
+        x = raw["pixels"].reshape(len(raw["pixels"]), -1) / 255.0
+        return jnp.tanh(x @ params["kernel"] + params["bias"][None] + raw["words"][:, None])
+
+    return ContentEncoder(init, apply, WIDTH)
+
+
+def catalogue(rows: int = 1024) -> dict:
+    """The contract's, with pictures."""
+    known, rng = world(rows)[0], np.random.default_rng(3)
+    raw = {
+        "pixels": rng.integers(0, 256, (rows, 4, 4)).astype(np.uint8),
+        "words": rng.random(rows).astype(np.float32),
+    }
+    return {**known, "raw": {"image": raw}, "features": {"text": known["features"]["text"]}}
+
+
+def plain(objective: str = "in-batch"):
+    fields = {"width": 8, "layers": 1, "max_len": 12, "dropout": 0.0, "modality_dropout": 0.0}
+    return build("sasrec", items="content", objective=objective, **fields)
+
+
+def model(objective: str = "in-batch", bound: int | None = 1024, remat: bool = False):
+    return end_to_end(plain(objective), {"image": pixels()}, bound, remat)
+
+
+def encoded(params, made) -> dict:
+    """The catalogue with pictures encoded here and now."""
+    image = pixels().apply(params["encoders"]["image"], made["raw"]["image"], None)
+    return {**made, "features": {**made["features"], "image": image}}
+
+
+def started(recommender, seed: int = 0):
+    made = recommender.prepare(catalogue())
+    return recommender.init(jax.random.key(seed), made, training("sasrec")), made
+
+
+def gradient(recommender, params, made, batch=None):
+    grad = jax.jit(
+        jax.grad(lambda p: recommender.loss(p, made, batch or training("sasrec"), KEY)[0])
+    )
+    return grad(params)
+
+
+def same(a, b, rtol: float = 1e-5):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=1e-7), a, b)
+
+
+@pytest.mark.parametrize("other", [{"bound": None}, {"remat": True}, {"bound": 96}])
+def test_each_item_once_or_often_and_recomputed_or_kept_give_one_gradient(other):
+    params, made = started(model())
+    same(gradient(model(**other), params, made), gradient(model(), params, made))
+
+
+def test_the_gradient_is_that_of_encoding_everything_where_the_loss_asks_of_the_batch():
+    recommender = model()
+    params, made = started(recommender)
+
+    def whole(p):
+        key = jax.random.split(KEY)[0]
+        return plain().loss(p["model"], encoded(p, made), training("sasrec"), key)[0]
+
+    got = gradient(recommender, params, made)
+    same(got, jax.jit(jax.grad(whole))(params))
+    assert np.abs(got["encoders"]["image"]["kernel"]).max() > 1e-5
+
+
+def test_negatives_of_a_full_softmax_are_as_old_as_the_draw():
+    recommender = model("ce")
+    params, made = started(recommender)
+    fresh = recommender.draw(made, KEY, params)
+    assert np.abs(fresh["features"]["image"]).max() > 0.1
+    np.testing.assert_array_equal(fresh["features"]["text"], made["features"]["text"])
+    loss = lambda p, c: recommender.loss(p, c, training("sasrec"), KEY)[0]  # noqa: E731
+    stale = loss(params, made)
+    assert abs(stale - loss(params, fresh)) > 1e-4
+    whole = plain("ce").loss(
+        params["model"], encoded(params, made), training("sasrec"), jax.random.split(KEY)[0]
+    )
+    np.testing.assert_allclose(loss(params, fresh), whole[0], rtol=1e-6)
+
+
+def test_items_over_the_bound_are_counted_and_left():
+    params, made = started(model())
+    batch = training("sasrec")
+    named = np.unique(np.concatenate([batch["items"].ravel(), batch["targets"].ravel()]))
+    left = lambda bound: float(model(bound=bound).loss(params, made, batch, KEY)[1]["items_left"])  # noqa: E731
+    assert left(1024) == 0 and left(len(named)) == 0
+    assert left(10) == len(named) - 10
+    assert "items_left" in model(bound=None).loss(params, made, batch, KEY)[1]
+
+
+def test_serving_ranks_by_what_the_encoder_makes_of_every_item():
+    recommender = model()
+    params, made = started(recommender)
+    batch = {"items": np.array([[3, 4, 5]]), "segments": np.ones((1, 3), np.int32),
+             "positions": np.arange(3)[None], "query": np.array([2]),
+             "users": np.zeros((1, 3), np.int32)}  # fmt: skip
+    found = recommender.recommend(params, recommender.index(params, made), batch, 10)
+    index = plain().index(params["model"], encoded(params, made))
+    wanted = plain().recommend(params["model"], index, batch, 10)
+    np.testing.assert_array_equal(found[0], wanted[0])
+    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-5)
+    assert np.all((found[0] > 0) & (found[0] <= N_ITEMS))
+
+
+def test_training_moves_the_encoder_and_the_dispatch_sees_it():
+    recommender, chain = model("ce"), optimizer(1e-2)
+    params, made = started(recommender)
+    batch = training("sasrec")
+    state = create(recommender, chain, made, batch)
+    stacked = {k: np.stack([v] * 3) for k, v in batch.items()}
+    dispatch = jax.jit(make_dispatch(recommender, chain))
+    first, metrics = dispatch(state, made, stacked)
+    second, later = dispatch(first, made, stacked)
+    assert later["loss"][-1] < metrics["loss"][0]
+    old, new = (s.params["encoders"]["image"]["kernel"] for s in (state, second))
+    assert np.abs(new - old).max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data,over", [(8, 1), (2, 4)])
+def test_a_step_over_a_mesh_is_a_step_on_one_device(data, over):
+    recommender, chain = model("ce"), optimizer(1e-3)
+    made, batch = recommender.prepare(catalogue()), training("sasrec")
+
+    def stepped(mesh):
+        with jax.set_mesh(mesh):
+            state = jax.jit(lambda c, b: create(recommender, chain, c, b))(made, batch)
+            step = jax.jit(make_step(recommender, chain))
+            placed = meshes.shard_batch(batch, mesh)
+            return jax.device_get(step(state, made, placed)[0].params)
+
+    same(stepped(meshes.make_mesh(data, over)), stepped(meshes.make_mesh(1)), rtol=1e-4)
+
+
+def test_two_models_with_an_encoder_each_make_a_fusion():
+    one = model("ce")
+    both = fuse(one, build("sasrec", width=8, layers=1, max_len=12))
+    made = both.prepare(catalogue())
+    params = both.init(KEY, made, training("sasrec"))
+    drawn = both.draw(made, KEY, params)
+    assert np.abs(drawn["features"]["image"]).max() > 0.1
+
+
+def test_what_is_missing_is_named():
+    known = catalogue()
+    with pytest.raises(ValueError, match="needs what the encoder reads"):
+        model().prepare({k: v for k, v in known.items() if k != "raw"})
+    short = jax.tree.map(lambda x: x[:7], known["raw"])
+    with pytest.raises(ValueError, match=r"has \{7\} rows; expected 1024"):
+        model().prepare({**known, "raw": short})
+    with pytest.raises(ValueError, match="which items have it"):
+        model().prepare({**known, "present": {}})
+    with pytest.raises(ValueError, match="bound is 0"):
+        model(bound=0)

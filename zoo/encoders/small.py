@@ -1,0 +1,79 @@
+"""Small encoders that learn with the model from nothing: patches of pictures, words of texts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zoo.encoders.blocks import EncoderStack
+from zoo.encoders.image import VisionTransformer
+from zoo.encoders.text import Bert
+from zoo.end_to_end import ContentEncoder
+from zoo.names import unknown
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Which content a run encodes itself, and by what size of encoder (none: `modalities` ())."""
+
+    modalities: tuple[str, ...] = ()  # image, text
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+    patch: int = 16  # of pictures
+    pixels: int = 64  # pictures are made this high and wide
+    tokens: int = 24  # words of a text that are read
+    dropout: float = 0.1
+    bound: int = 1024  # distinct items of a batch that are encoded (zoo/end_to_end.py)
+    remat: bool = False
+    refresh: int = 16  # steps between two encodings of all items, for negatives that no batch
+    # names; 0: never, for losses that ask of the batch alone
+
+
+def encoders(encoding: Encoding, raw: dict[str, Any]) -> dict[str, ContentEncoder]:
+    """A fresh encoder for each modality; raw: the catalogue's (pipelines/raw.py)."""
+    for name in encoding.modalities:
+        if name not in KINDS:
+            raise unknown("no small encoder of the modality", name, KINDS)
+    return {name: KINDS[name](encoding, raw[name]) for name in encoding.modalities}
+
+
+def _stack(e: Encoding) -> EncoderStack:
+    return EncoderStack(e.layers, "pre", e.heads, 4 * e.width, dropout=e.dropout)
+
+
+def _image(e: Encoding, raw: Any) -> ContentEncoder:
+    del raw  # pictures of any size will do
+    module = VisionTransformer(
+        e.pixels, e.patch, e.width, _stack(e), class_token=False, pooling="mean"
+    )
+    return _encoder(module, lambda x: (x.astype(jnp.float32) / 127.5 - 1.0,), e.width)
+
+
+def _text(e: Encoding, raw: Any) -> ContentEncoder:
+    vocabulary = int(raw["ids"].max()) + 1
+    module = Bert(vocabulary, e.tokens, 1, e.width, _stack(e), pooler=False)
+    return _encoder(module, lambda x: (x["ids"], x["mask"]), e.width)
+
+
+def _encoder(module: Any, inputs: Callable[[Any], tuple], width: int) -> ContentEncoder:
+    """The pooled vector of a module, of a standard size: its LayerNorm has no parameters."""
+
+    def init(key: Array, raw: Any) -> Any:
+        return module.init(key, *inputs(raw))["params"]
+
+    def apply(params: Any, raw: Any, key: Array | None) -> Array:
+        rngs = None if key is None else {"dropout": key}
+        made = module.apply({"params": params}, *inputs(raw), train=key is not None, rngs=rngs)
+        x = made["pooled"].astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+
+    return ContentEncoder(init, apply, width)
+
+
+KINDS = {"image": _image, "text": _text}

@@ -1,0 +1,153 @@
+"""end_to_end(recommender, encoders): raw content in place of features, trained with the model.
+
+The items of a batch, each once, go through the encoder; their vectors take the places of those
+rows in the feature table, and the rest of the table is what the encoder made of the other items
+when it was last asked (`draw`: once a dispatch). So any loss of any model works as it is: what it
+asks of items of the batch trains the encoder, other items (the negatives of a full softmax) are as
+old as the dispatch and get no gradient.
+
+    catalogue["raw"]  {m: pytree of [n,...]}  token ids, pixels, mel bands: what an encoder reads
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.recommender import Batch, Catalogue, Recommender
+
+Array = jax.Array
+ASKED = ("items", "targets")  # what of a batch names items
+CHUNK = 128  # rows of the catalogue encoded at a time; table rows are a multiple
+
+
+class ContentEncoder(NamedTuple):
+    """Pure functions from raw rows to vectors."""
+
+    init: Callable[..., Any]  # (key, raw [b,...]) -> params
+    apply: Callable[..., Array]  # (params, raw [b,...], key or None) -> float32 [b,width]
+    width: int
+
+
+def end_to_end(
+    recommender: Recommender,
+    encoders: Mapping[str, ContentEncoder],
+    bound: int | None = 1024,
+    remat: bool = False,
+    refresh: bool = True,
+) -> Recommender:
+    """A recommender over {model, encoders: {m: ...}} parameters.
+
+    bound: distinct items of a batch that are encoded, what is above it stays as the last draw
+    left it (counted by the metric `items_left`); None: no de-duplication, an item is encoded as
+    often as it is named. remat: an encoder's activations are computed again for the gradient.
+    refresh: whether a draw encodes the catalogue; a loss that asks of the batch's items alone
+    (in-batch) needs none.
+    """
+    if bound is not None and bound < 1:
+        raise ValueError(f"bound is {bound}; expected at least one item, or None.")
+
+    def init(key: Array, catalogue: Catalogue, batch: Batch) -> Any:
+        own, *keys = jax.random.split(key, 1 + len(encoders))
+        params = {}
+        for each, (name, one) in zip(keys, encoders.items(), strict=True):
+            params[name] = one.init(each, jax.tree.map(lambda x: x[:1], catalogue["raw"][name]))
+        return {"model": recommender.init(own, catalogue, batch), "encoders": params}
+
+    def loss(params: Any, catalogue: Catalogue, batch: Batch, key: Array):
+        model_key, encoder_key = jax.random.split(key)
+        named = jnp.concatenate([batch[k].reshape(-1) for k in ASKED if k in batch])
+        n = len(catalogue["valid"])
+        ids, left = (named, 0) if bound is None else _distinct(named, bound, n)
+        fresh = _encoded(encoders, params, catalogue, ids, encoder_key, remat)
+        tables = {m: _put(catalogue["features"][m], ids, x) for m, x in fresh.items()}
+        seen = {**catalogue, "features": {**catalogue["features"], **tables}}
+        value, metrics = recommender.loss(params["model"], seen, batch, model_key)
+        return value, {**metrics, "items_left": jnp.asarray(left, jnp.float32)}
+
+    def prepare(catalogue: Catalogue, parts: int = 1) -> Catalogue:
+        n, features = len(catalogue["valid"]), dict(catalogue.get("features", {}))
+        for name, one in encoders.items():
+            _check(catalogue, name, n)
+            features.setdefault(name, np.zeros((n, one.width), np.float32))
+        return recommender.prepare({**catalogue, "features": features}, parts)
+
+    def draw(catalogue: Catalogue, key: Array, params: Any) -> Catalogue:
+        made = encoded_catalogue(encoders, params, catalogue)
+        return recommender.draw(made, key, params["model"])
+
+    def index(params: Any, catalogue: Catalogue) -> Any:
+        return recommender.index(params["model"], encoded_catalogue(encoders, params, catalogue))
+
+    def of_model(function: Callable | None) -> Callable | None:
+        if function is None:
+            return None
+        return lambda params, *rest: function(params["model"], *rest)
+
+    reader = recommender.incremental
+    return recommender._replace(
+        init=init,
+        loss=loss,
+        index=index,
+        prepare=prepare,
+        draw=draw if refresh else recommender.draw,
+        recommend=of_model(recommender.recommend),
+        score=of_model(recommender.score),
+        encode=of_model(recommender.encode),
+        match=of_model(recommender.match),
+        incremental=reader and reader._replace(extend=of_model(reader.extend)),
+    )
+
+
+def encoded_catalogue(
+    encoders: Mapping[str, ContentEncoder], params: Any, catalogue: Catalogue
+) -> Catalogue:
+    """The catalogue with the features of all items made anew, by the parameters of `end_to_end`."""
+    n = len(catalogue["valid"])
+    chunks = jnp.arange(n).reshape(-1, CHUNK if n % CHUNK == 0 else n)
+    made = jax.lax.map(lambda ids: _encoded(encoders, params, catalogue, ids), chunks)
+    made = {name: x.reshape(n, -1) for name, x in made.items()}
+    return {**catalogue, "features": {**catalogue["features"], **made}}
+
+
+def _encoded(encoders, params, catalogue, ids, key=None, remat=False) -> dict[str, Array]:
+    """{m: [c,f]} of items ids [c]."""
+    made = {}
+    for i, (name, one) in enumerate(encoders.items()):
+        raw = catalogue["raw"][name]
+        rows = jax.tree.map(lambda x: jnp.take(x, ids, axis=0, mode="clip"), raw)
+        apply = jax.checkpoint(one.apply) if remat else one.apply
+        own = None if key is None else jax.random.fold_in(key, i)
+        made[name] = apply(params["encoders"][name], rows, own)
+    return made
+
+
+def _distinct(named: Array, bound: int, n: int) -> tuple[Array, Array]:
+    """(the first `bound` distinct items in ascending order, n where there are fewer; how many
+    distinct items there are beyond them)."""
+    ids = jnp.unique(named, size=min(bound, n), fill_value=n)
+    counted = jnp.zeros(n, bool).at[named].set(True)
+    return ids, jnp.sum(counted) - jnp.sum(ids < n)
+
+
+def _put(table: Array, ids: Array, fresh: Array) -> Array:
+    """`table` with the mean of the fresh rows of each item in its place."""
+    table = jax.lax.stop_gradient(table)
+    counts = jnp.zeros(len(table)).at[ids].add(1.0, mode="drop")
+    share = fresh / jnp.maximum(jnp.take(counts, ids, mode="clip"), 1.0)[:, None]
+    return jnp.where(counts[:, None] > 0, 0.0, table).at[ids].add(share, mode="drop")
+
+
+def _check(catalogue: Catalogue, name: str, n: int) -> None:
+    if name not in catalogue.get("raw", {}):
+        raise ValueError(
+            f"there is an encoder for '{name}', but catalogue['raw'] has "
+            f"{sorted(catalogue.get('raw', {}))}: it needs what the encoder reads, one row an item."
+        )
+    if name not in catalogue["present"]:
+        raise ValueError(f"catalogue['present'] lacks '{name}': which items have it.")
+    sizes = {len(x) for x in jax.tree.leaves(catalogue["raw"][name])}
+    if sizes != {n}:
+        raise ValueError(f"catalogue['raw']['{name}'] has {sizes} rows; expected {n}, one an item.")

@@ -1,0 +1,101 @@
+"""The bundle of a fitted model: everything that serving needs, and a card that says what it is."""
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from checkpoints.bundle import save_bundle
+from zoo import coding
+from zoo import mesh as meshes
+from zoo.data import Data
+from zoo.encoders.small import Encoding, encoders
+from zoo.end_to_end import encoded_catalogue
+from zoo.fitting import Fitted
+from zoo.models import entry, fields, reads
+
+
+def save(
+    folder: str | Path,
+    model: str,
+    chosen: dict[str, Any],
+    fitted: Fitted,
+    data: Data,
+    titles: bool = True,
+    results: dict[str, Any] | None = None,
+    adapt: str | None = None,
+    encoding: Encoding | None = None,
+) -> Path:
+    """Write the bundle of a fitted model: everything that serving needs, hashes included."""
+    uses_content, graph = reads(model, chosen) != "id", entry(model).family == "graph"
+    catalogue = fitted.catalogue
+    if encoding:
+        made = encoders(encoding, meshes.fetch(catalogue["raw"]))
+        catalogue = jax.jit(partial(encoded_catalogue, made))(fitted.params, catalogue)
+    catalogue = data.linked(meshes.fetch(catalogue))
+    kept = ("valid", "popularity") + (("features", "present") if uses_content else ())
+    kept += ("users",) if graph or chosen.get("user") == "id" else ()
+    kept += ("train",) if graph else ()
+    kept += ("vectors",) if data.vectors else ()
+    columns = {"title": data.dataset.columns["title"]} if _titled(data, titles) else {}
+    known = fields(model)
+    config = {
+        "model": model,
+        "fields": {k: chosen.get(k, default) for k, (_, default) in known.items()},
+        "steps": fitted.steps,
+        **({"adapt": adapt} if adapt else {}),
+        **({"encoding": asdict(encoding)} if encoding else {}),
+    }
+    split = {
+        "name": data.split.name,
+        "protocol": data.split.protocol,
+        "hash": data.split.hash,
+        "data": data.dataset.name,
+        "options": asdict(data.options),
+    }
+    evaluation_row = {"valid": fitted.best, **(results or {})}
+    params = meshes.fetch(fitted.params)
+    spelled = coding.arrays(data.codes, len(catalogue["valid"]))
+    codes = {f"{k}.{v}": x for k, tables in spelled.items() for v, x in tables.items()}
+    if jax.process_index():  # several hosts: the first one writes
+        return Path(folder)
+    return save_bundle(
+        folder,
+        config=config,
+        params=params,
+        item_ids=data.dataset.item_ids,
+        item_columns=columns,
+        features={k: catalogue[k] for k in kept},
+        feature_manifest=_manifest(data) if uses_content else {},
+        split=split,
+        evaluation=evaluation_row,
+        card=card(model, config, split, evaluation_row),
+        codes=codes or None,
+    )
+
+
+def _titled(data: Data, titles: bool) -> bool:
+    return titles and "title" in data.dataset.columns
+
+
+def _manifest(data: Data) -> dict[str, Any]:
+    made = {m: {"made_by": x} for m, x in data.dataset.source.get("embedded", {}).items()}
+    return {
+        m: {"width": int(x.shape[1]), "present": int(data.dataset.present[m].sum())}
+        | made.get(m, {})
+        for m, x in data.dataset.features.items()
+    }
+
+
+def card(model: str, config: dict, split: dict, results: dict) -> str:
+    """The bundle's README: what it is, what it learned from, what it reached."""
+    lines = [f"# {model}", "", entry(model).summary + f" ({entry(model).paper}).", ""]
+    lines += [f"Data: {split['data']}, split {split['name']} ({split['protocol']}),"]
+    lines += [f"split hash `{split['hash']}`; trained for {config['steps']} steps.", ""]
+    lines += ["| split | metric | value |", "|---|---|---|"]
+    for name, metrics in results.items():
+        lines += [f"| {name} | {k} | {v:.4f} |" for k, v in metrics.items() if "@" in k]
+    lines += ["", "```python", "import zoo", "bundle = zoo.from_pretrained(FOLDER)"]
+    return "\n".join([*lines, "bundle.recommend(history, k=10)", "```", ""])
