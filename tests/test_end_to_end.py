@@ -1,5 +1,6 @@
 """Encoders trained with the model: each item once, any loss, exact where the batch is all asked."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from test_contract import N_ITEMS, training, world
 
+from pipelines import synthetic
+from zoo import api
 from zoo import mesh as meshes
 from zoo.end_to_end import ContentEncoder, end_to_end
 from zoo.models import build
@@ -182,3 +185,52 @@ def test_what_is_missing_is_named():
         model().prepare({**known, "present": {}})
     with pytest.raises(ValueError, match="bound is 0"):
         model(bound=0)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A small world of pictures and words on disk."""
+    made = synthetic.world(n_items=60, n_users=80, image_size=16, missing=0.2)
+    return api.load_data(synthetic.save(made, tmp_path_factory.mktemp("shop")))
+
+
+ENCODING = api.Encoding(("image", "text"), 16, 1, 2, 8, 16, 6, bound=256, refresh=8)
+FIELDS = {"width": 16, "layers": 1, "max_len": 12, "items": "both"}
+
+
+def test_a_run_encodes_its_content_and_its_bundle_serves_alike(shop, tmp_path):
+    settings = api.Settings(epochs=2, batch=16, rate=1e-2)
+    more = {"encoding": ENCODING, **FIELDS}
+    fitted, seen = api.fit("sasrec", shop, tmp_path / "run", settings, **more)
+    assert fitted.steps % 8 == 0, "the catalogue is encoded every so many steps"
+    bundle = api.from_pretrained(tmp_path / "run")
+    assert bundle.catalogue["features"]["image"].shape[1] == 16
+    there = bundle.catalogue["present"]["text"]
+    assert np.asarray(bundle.catalogue["features"]["text"])[there].std() > 0.5
+    assert api.evaluate(bundle, shop).metrics == pytest.approx(api.evaluate(fitted, seen).metrics)
+    assert len(bundle.recommend([shop.dataset.item_ids[3]], k=5)) == 5
+    again, _ = api.fit("sasrec", shop, tmp_path / "run", settings, **more)
+    assert again.params_sha256 == fitted.params_sha256
+    with pytest.raises(ValueError, match="another run: encoding"):
+        api.fit("sasrec", shop, tmp_path / "run", settings, **FIELDS)
+
+
+@pytest.mark.slow
+def test_a_graft_brings_the_encoders_to_a_run_that_has_them(shop, tmp_path):
+    settings = api.Settings(steps=8, batch=16, rate=1e-2)
+    first, _ = api.fit("sasrec", shop, tmp_path / "a", settings, encoding=ENCODING, **FIELDS)
+    slow = replace(settings, rates=(("encoders", 0.0),))
+    more = {"graft": tmp_path / "a", "encoding": ENCODING, **FIELDS}
+    second, _ = api.fit("sasrec", shop, None, slow, **more)
+    same(first.params["encoders"], second.params["encoders"])
+    kernels = [x.params["model"]["items"]["image"]["kernel"] for x in (first, second)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-4
+
+
+def test_models_that_cannot_learn_an_encoder_say_so(shop):
+    with pytest.raises(ValueError, match="makes item graphs of its features"):
+        api.fit("freedom", shop, encoding=ENCODING)
+    with pytest.raises(ValueError, match="reads no content here"):
+        api.fit("sasrec", shop, encoding=ENCODING, items="id")
+    with pytest.raises(ValueError, match="raw content of 'smell'"):
+        api.fit("sasrec", shop, encoding=replace(ENCODING, modalities=("smell",)), items="both")

@@ -115,9 +115,7 @@ def _about(data: Data, catalogue: dict[str, Any]) -> dict[str, Any]:
     read = {k: params_sha256(catalogue[k]) for k in ("codes", "vectors") if k in catalogue}
     named = {k: getattr(options, k) for k in ("text", "features", "codes")}
     named = {k: v for k, v in named.items() if v != getattr(usual, k)}
-    return {k: list(v) if k == "features" else v for k, v in named.items()} | (
-        {"read": read} if read else {}
-    )
+    return named | ({"read": read} if read else {})
 
 
 def evaluate(

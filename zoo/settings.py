@@ -70,16 +70,16 @@ def identity(
     start: Any = None,
     adapt: str | None = None,
 ) -> dict[str, Any]:
-    """What makes two runs the same: all of these, as JSON has them."""
+    """What makes two runs the same: all of these."""
     known = {"model": model, "fields": fields, "split": split.hash, **asdict(settings)}
     known |= {"adapt": adapt} if adapt else {}
     known["graft"] = None if start is None else params_sha256(start)
-    return json.loads(json.dumps(known))
+    return known
 
 
 def claim(out: Path, mine: dict[str, Any]) -> None:
     """Write RUN/run.json, or check that the run there is this one."""
-    path = out / "run.json"
+    path, mine = out / "run.json", json.loads(json.dumps(mine))
     if path.exists():
         theirs = json.loads(path.read_text())
         names = [*mine, *(k for k in theirs if k not in mine)]
