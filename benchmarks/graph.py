@@ -201,12 +201,12 @@ def zoo(args: argparse.Namespace) -> dict:
     mesh, losses, seconds, cpu = make_mesh(1), [], [], []
     with jax.set_mesh(mesh):
         run = Run(args.model, {}, split, catalogue, settings, mesh)
-        state, per_epoch = run.fresh(), run.loader.per_epoch
+        state, per_epoch = run.stepper.fresh(), run.loader.per_epoch
         for epoch in range(args.epochs + 1):
             losses.clear()
             begun, used = time.perf_counter(), time.process_time()
             hear = lambda step, metrics: losses.append(metrics["loss"])  # noqa: E731
-            state = jax.block_until_ready(run.advance(state, (epoch + 1) * per_epoch, hear))
+            state = jax.block_until_ready(run.stepper.advance(state, (epoch + 1) * per_epoch, hear))
             seconds.append(time.perf_counter() - begun)
             cpu.append(time.process_time() - used)
     return {

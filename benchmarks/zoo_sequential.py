@@ -65,12 +65,16 @@ def same_as_rectools(args) -> dict[str, object]:
 
 def train(run: Run, args) -> tuple[object, dict[str, float]]:
     """Warm up (compile included), then time the rest of one epoch or `--users` users' worth."""
-    state = jax.block_until_ready(run.advance(run.fresh(), args.warmup, lambda step, metrics: None))
+    state = jax.block_until_ready(
+        run.stepper.advance(run.stepper.fresh(), args.warmup, lambda step, metrics: None)
+    )
     wanted = harness.steps(args) if args.users else run.loader.per_epoch - args.warmup
     harness.check_timed(wanted, args)
     seen = []
     started, cpu = time.perf_counter(), time.process_time()
-    state = run.advance(state, args.warmup + wanted, lambda step, metrics: seen.append(metrics))
+    state = run.stepper.advance(
+        state, args.warmup + wanted, lambda step, metrics: seen.append(metrics)
+    )
     state = jax.block_until_ready(state)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     return state, {

@@ -85,7 +85,7 @@ def fit(
     data = with_vectors(data, vectors) if vectors is not None else data
     catalogue = data.catalogue(mesh)
     catalogue = data.linked(catalogue) if known.family == "graph" else catalogue
-    start = pretrained_for(model, graft, data, adapt) if graft is not None else None
+    start = pretrained_for(model, graft, data, adapt, encoding) if graft is not None else None
     about = _about(data, catalogue) | ({"encoding": asdict(encoding)} if encoding else {})
     how = (out, settings, mesh, report, start, adapt, about, encoding)
     fitted = fit_split(model, data.split, catalogue, *how, **chosen)

@@ -5,6 +5,13 @@ from pathlib import Path
 from typing import Any
 
 
+def parse(kind: type, argv: list[str], command: str, description: str) -> Any:
+    """The options of a command, by the fields of a dataclass."""
+    import tyro
+
+    return tyro.cli(kind, args=argv, prog=f"zoo {command}", description=description)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataArgs:
     """A data folder and how to read it."""

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.arguments import DataArgs, train_args
+from zoo.arguments import DataArgs, parse, train_args
 from zoo.console import Bar, rounded, tell
 
 COMMANDS = {
     "quickstart": "make a small world, train on it, compare, save, load back, recommend",
     "train": "train MODEL --data DIR --out RUN: fit a model; the same command resumes it",
-    "pretrain": "pretrain MODEL --data DIR --out RUN: the model's contrastive stage",
+    "pretrain": "pretrain MODEL | OBJECTIVE --data DIR --out RUN: a model's stage, or encoders",
     "evaluate": "evaluate RUN_OR_BUNDLE --data DIR: full-ranking metrics and strata",
     "recommend": "recommend RUN_OR_BUNDLE --history A,B,C --k 10",
     "floors": "floors --data DIR: popularity, counting and EASE on the same protocol",
@@ -56,11 +56,7 @@ def usage() -> str:
 
 
 def _parse(kind: type, argv: list[str], command: str) -> Any:
-    import tyro
-
-    return tyro.cli(
-        kind, args=argv, prog=f"zoo {command}", description=COMMANDS[command.split()[0]]
-    )
+    return parse(kind, argv, command, COMMANDS[command.split()[0]])
 
 
 def _positional(argv: list[str], what: str, command: str) -> str:
@@ -76,8 +72,13 @@ def _train(argv: list[str]) -> int:
 
 
 def _pretrain(argv: list[str]) -> int:
+    from zoo.cli_content import OBJECTIVES, pretrain_command
     from zoo.models import MODELS, fields
 
+    if argv and argv[0] in OBJECTIVES:
+        return pretrain_command(argv[0], argv[1:])
+    if argv and argv[0] in ("-h", "--help"):
+        print("of encoders, from content alone: zoo pretrain " + " | ".join(OBJECTIVES))
     return _fit(argv, "pretrain", [k for k in MODELS if "stage" in fields(k)], stage="pretrain")
 
 
@@ -212,81 +213,15 @@ def _floors(argv: list[str]) -> int:
 
 
 def _embed(argv: list[str]) -> int:
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class EmbedArgs:
-        data: Path
-        part: str | None = None
-        """Which interactions file, where a folder holds several."""
-        encoder: Path
-        """A published encoder: config.json, safetensors, its tokenizer or preprocessor_config."""
-        out: Path
-        """The folder of the vectors; the same command goes on after a kill."""
-        modality: str | None = None
-        """text, image or audio; None: what the encoder has, text if it has several."""
-        batch: int = 64
-        pooling: str = "pooled"
-        """Which vector of what the encoder returns: pooled, or such as cls, mean, pooler."""
-        dtype: str = "float32"
-        """Of the layers: float32 or bfloat16. The vectors are float32."""
-        max_length: int | None = None
-        """Tokens a text is cut to; None: as many as the encoder was trained on."""
-        seconds: float = 5.0
-        """wav2vec2: how much of a clip it hears."""
-        json: bool = False
+    from zoo.cli_content import embed_command
 
-    args = _parse(EmbedArgs, argv, "embed")
-    if args.out.resolve() == args.data.resolve():
-        raise ValueError(
-            f"--out is the data folder {args.data}: features there follow the rows of its item "
-            "table, these the items. Name another folder, and train with --features."
-        )
-    from pipelines import sources
-    from zoo.embed import embed
-    from zoo.mesh import make_mesh
-
-    dataset = sources.load(args.data, args.part)
-    own = ("modality", "batch", "pooling", "dtype", "max_length", "seconds")
-    chosen = {name: getattr(args, name) for name in own}
-    with Bar("embed", "") as bar:
-        told = embed(dataset, args.encoder, args.out, **chosen, mesh=make_mesh(), report=bar)
-    return tell(told, args.json)
+    return embed_command(argv)
 
 
 def _tokenize(argv: list[str]) -> int:
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class TokenizeArgs(DataArgs):
-        out: Path
-        """The index to write; the codebooks go beside it."""
-        modality: str | None = None
-        """Whose features to make codes of; None: text."""
-        run: str | None = None
-        """A trained run or bundle whose item vectors to make codes of, instead of features."""
-        method: str = "rkmeans"
-        """rkmeans, pq, opq or rqvae."""
-        levels: int = 3
-        size: int = 256
-        """Codes a level."""
-        resolver: str | None = None
-        """What makes colliding codes unique: digit, popularity, relocate, sinkhorn, none. None:
-        popularity with a run, else digit."""
-        seed: int = 0
-        steps: int = 3000
-        """rqvae: training steps."""
-        hidden: tuple[int, ...] = (512, 256, 128)
-        """rqvae: widths of the encoder's hidden layers; the decoder's are the same, turned."""
-        width: int = 32
-        """rqvae: of the codes' vectors."""
+    from zoo.cli_content import tokenize_command
 
-    args = _parse(TokenizeArgs, argv, "tokenize")
-    from zoo import api
-    from zoo.tokenize import tokenize
-
-    bundle = api.from_pretrained(args.run) if args.run else None
-    data = api.load_data(args.data, args.options(bundle.data_options() if bundle else None))
-    shared = {f.name for f in dataclasses.fields(DataArgs)}
-    own = {f.name for f in dataclasses.fields(TokenizeArgs)} - shared
-    chosen = {k: getattr(args, k) for k in own} | {"run": bundle}
-    return tell(tokenize(data, **chosen), args.json)
+    return tokenize_command(argv)
 
 
 def _models(argv: list[str]) -> int:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from checkpoints.store import params_sha256
 from pipelines import content, interactions, sources, splits
 from pipelines import loader as loaders
 from pipelines.merging import merge
@@ -141,6 +142,11 @@ def with_raw(data: Data, encoding: Encoding) -> Data:
         present[name] = there
     dataset = replace(data.dataset, features=features, present=present)
     return replace(data, dataset=dataset, raw={name: rows for name, (rows, *_) in found.items()})
+
+
+def raw_sha256(raw: dict[str, Any]) -> dict[str, str]:
+    """What an encoder of words depends on: which word has which id."""
+    return {m: params_sha256({"ids": x["ids"]}) for m, x in raw.items() if m == "text"}
 
 
 def with_codes(data: Data, usual: str) -> Data:

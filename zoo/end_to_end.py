@@ -29,6 +29,7 @@ class ContentEncoder(NamedTuple):
     init: Callable[..., Any]  # (key, raw [b,...]) -> params
     apply: Callable[..., Array]  # (params, raw [b,...], key or None) -> float32 [b,width]
     width: int
+    states: Callable[..., Array] | None = None  # as apply -> tokens [b,l,width], before pooling
 
 
 def end_to_end(

@@ -11,8 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from checkpoints.store import Store, append_metrics, params_sha256
 from pipelines.loader import candidates, event_batches, pair_loader, sequence_loader
@@ -22,7 +21,6 @@ from zoo.adapt import plan_of
 from zoo.encoders.small import Encoding, encoders
 from zoo.end_to_end import end_to_end
 from zoo.evaluation import evaluate
-from zoo.graft import graft
 from zoo.models import Entry, build, entry, trainable
 from zoo.models import fields as fields_of
 from zoo.optim import optimizer, with_rates
@@ -30,7 +28,8 @@ from zoo.plan import train_only
 from zoo.recipes import adapted_by, told
 from zoo.recommender import Recommender, unchanged
 from zoo.settings import KS, Settings, check_metric, claim, identity, settings_for
-from zoo.train import TrainState, create, make_dispatch, make_step, train
+from zoo.stepper import Stepper
+from zoo.train import TrainState
 
 log = logging.getLogger("zoo")
 
@@ -80,16 +79,11 @@ class Run:
         if adapt:
             self.optimizer = train_only(self.optimizer, plan_of(self.recommender))
         catalogue = self.recommender.prepare(catalogue, mesh.size)
-        self.catalogue = jax.device_put(catalogue, NamedSharding(mesh, P(("data", "model"))))
-        self.shapes = jax.eval_shape(self._create, self.catalogue)
-        if start is not None:
-            graft(
-                self.shapes.params, start
-            )  # what does not fit is told before anything is compiled
+        pieces = (self.recommender, self.optimizer, self.loader, catalogue, mesh)
+        self.stepper = Stepper(*pieces, s.seed, start)
+        self.catalogue = self.stepper.catalogue
         if adapt:
-            log.warning("%s: %s", adapt, told(self.shapes.params, self.recommender))
-        self.shardings = meshes.shardings(self.shapes, mesh)
-        self.step = self._compile()
+            log.warning("%s: %s", adapt, told(self.stepper.shapes.params, self.recommender))
 
     def _load(self, known: Entry, refresh: int) -> None:
         """The loader, and how many steps: in all, between evaluations, and a dispatch.
@@ -106,50 +100,10 @@ class Run:
         self.every = s.evaluate_every or max(1, min(per_epoch, -(-self.steps // 5)))
         if refresh:
             self.steps, self.every = (-(-x // refresh) * refresh for x in (self.steps, self.every))
-        self.stack = math.gcd(self.steps, self.every, refresh or s.dispatch or per_epoch)
+        stack = math.gcd(self.steps, self.every, refresh or s.dispatch or per_epoch)
         if s.dispatch == 1 and self.recommender.draw is unchanged:
-            self.stack = None  # a plain step, without the scan
-        self.loader = make(seed=s.seed, stack=self.stack)
-
-    def _compile(self) -> Callable:
-        """The one executable of the run; compiled before the clock starts."""
-        make = make_step if self.stack is None else make_dispatch
-        step = make(self.recommender, self.optimizer, self.settings.seed)
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
-        return jitted.lower(
-            self.abstract(), self.catalogue, self._place(self.loader.example)
-        ).compile()
-
-    def _place(self, batch: dict) -> dict:
-        return meshes.shard_batch(batch, self.mesh, self.stack is not None)
-
-    def _create(self, catalogue: dict) -> TrainState:
-        example = self.loader.example
-        if self.stack is not None:
-            example = {k: x[0] for k, x in example.items()}
-        return create(self.recommender, self.optimizer, catalogue, example, self.settings.seed)
-
-    def fresh(self) -> TrainState:
-        """The state at step 0, placed by the rules; pretrained parameters in their places."""
-        state = jax.jit(self._create, out_shardings=self.shardings)(self.catalogue)
-        if self.start is None:
-            return state
-        grafted = graft(meshes.fetch(state.params), self.start)
-        log.warning("grafted %d parameters; fresh: %s", len(grafted.taken), list(grafted.fresh))
-        return state.replace(params=jax.device_put(grafted.params, self.shardings.params))
-
-    def abstract(self) -> TrainState:
-        """Shapes with shardings: what a checkpoint is restored onto."""
-        return jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            self.shapes,
-            self.shardings,
-        )
-
-    def advance(self, state: TrainState, until: int, report: Callable) -> TrainState:
-        """Train to step `until`; every metric of every step goes to `report`."""
-        batches = (self._place(batch) for batch in self.loader)
-        return train(self.step, state, self.catalogue, batches, until, report, self.stack or 1)
+            stack = None  # a plain step, without the scan
+        self.loader = make(seed=s.seed, stack=stack)
 
     def validate(self, params: Any) -> dict[str, float]:
         """Full-ranking metrics on the validation events."""
@@ -244,16 +198,26 @@ def fit(
         raise ValueError(f"adapt='{adapt}' adapts a pretrained run, and none was named (graft).")
     with jax.set_mesh(mesh):
         run = Run(model, fields, split, catalogue, settings, mesh, start, adapt, encoding)
-        if out is None:
-            return _loop(run, run.fresh(), Progress(settings.select, settings.patience), report)
         mine = identity(model, fields, split, settings, start, adapt)
-        claim(Path(out), mine | (about or {}))
-        with Store(out) as store:
-            state, progress = _resume(run, store)
-            return _loop(run, state, progress, report, store)
+        return run_through(run, out, mine | (about or {}), report)
 
 
-def _loop(run: Run, state, progress: Progress, report, store: Store | None = None) -> Fitted:
+def run_through(run: Any, out: str | Path | None, mine: dict[str, Any], report) -> Fitted:
+    """Train, validate, save, to the end or until patience is; with `out`, on from where it was.
+
+    run: settings, steps, every, stepper, loader, recommender, max_len, and validate(params), as
+    Run has them. mine: what makes the run the one that it is.
+    """
+    s = run.settings
+    if out is None:
+        return _loop(run, run.stepper.fresh(), Progress(s.select, s.patience), report)
+    claim(Path(out), mine)
+    with Store(out) as store:
+        state, progress = _resume(run, store)
+        return _loop(run, state, progress, report, store)
+
+
+def _loop(run: Any, state, progress: Progress, report, store: Store | None = None) -> Fitted:
     chosen = None
     while int(state.step) < run.steps and not progress.exhausted():
         until = min(int(state.step) + run.every, run.steps)
@@ -273,7 +237,7 @@ def _loop(run: Run, state, progress: Progress, report, store: Store | None = Non
     return _fitted(run, state, progress, _chosen(run, state, progress, chosen, store))
 
 
-def _stretch(run: Run, state, until: int, progress: Progress, report) -> TrainState:
+def _stretch(run: Any, state, until: int, progress: Progress, report) -> TrainState:
     """Train up to the next evaluation, timed."""
 
     def heard(step: int, metrics: dict[str, float]) -> None:
@@ -281,37 +245,37 @@ def _stretch(run: Run, state, until: int, progress: Progress, report) -> TrainSt
         report(step, run.steps, metrics)
 
     begun = time.monotonic()
-    state = jax.block_until_ready(run.advance(state, until, heard))
+    state = jax.block_until_ready(run.stepper.advance(state, until, heard))
     progress.seconds += time.monotonic() - begun
     return state
 
 
-def _resume(run: Run, store: Store) -> tuple[TrainState, Progress]:
+def _resume(run: Any, store: Store) -> tuple[TrainState, Progress]:
     s = run.settings
     if store.latest() is None:
-        return run.fresh(), Progress(s.select, s.patience)
-    state, place, saved, step = store.restore(run.abstract())
+        return run.stepper.fresh(), Progress(s.select, s.patience)
+    state, place, saved, step = store.restore(run.stepper.abstract())
     run.loader.resume(place)
     log.info("resumed at step %d", step)
     return state, Progress(s.select, s.patience, saved)
 
 
-def _chosen(run: Run, state, progress: Progress, chosen, store: Store | None):
+def _chosen(run: Any, state, progress: Progress, chosen, store: Store | None):
     """The parameters of the best evaluation, from memory or from the store."""
     if chosen is not None:
         return chosen
     if store is None or not progress.history:
         return state.params
     step = progress.history[progress.best()]["step"]
-    return store.restore(run.abstract(), step=step)[0].params
+    return store.restore(run.stepper.abstract(), step=step)[0].params
 
 
-def _fitted(run: Run, state: TrainState, progress: Progress, chosen) -> Fitted:
+def _fitted(run: Any, state: TrainState, progress: Progress, chosen) -> Fitted:
     seconds = max(progress.seconds, 1e-9)
     return Fitted(
         run.recommender,
         chosen,
-        run.catalogue,
+        run.stepper.catalogue,
         int(state.step),
         progress.seconds,
         progress.examples / seconds,

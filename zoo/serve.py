@@ -252,5 +252,16 @@ def from_pretrained(name_or_path: str | Path, revision: str | None = None) -> Pr
 
     A training run's folder works too: its bundle is taken.
     """
+    bundle = bundle_of(name_or_path, revision)
+    if "model" not in bundle.config:
+        raise ValueError(
+            f"{name_or_path} holds encoders pretrained by '{bundle.config.get('objective')}', no "
+            "recommender: train one that starts from them (zoo train ... --graft)."
+        )
+    return Pretrained(bundle)
+
+
+def bundle_of(name_or_path: str | Path, revision: str | None = None) -> Bundle:
+    """The bundle that `from_pretrained` reads, as it is."""
     run = Path(name_or_path) / "bundle"
-    return Pretrained(load_bundle(run if run.is_dir() else resolve(name_or_path, revision)))
+    return load_bundle(run if run.is_dir() else resolve(name_or_path, revision))

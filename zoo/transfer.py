@@ -1,30 +1,44 @@
 """Parameters of a pretrained run, once it is sure that they can mean the same on other data."""
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from checkpoints.bundle import Bundle
 from zoo import coding
 from zoo.adapt import merged
-from zoo.data import Data
+from zoo.data import Data, raw_sha256
 from zoo.embed import space_differences
-from zoo.serve import Pretrained, from_pretrained
+from zoo.encoders.small import Encoding
+from zoo.serve import Pretrained, bundle_of
 
+MAKE = ("width", "layers", "heads", "patch", "pixels", "tokens")  # what makes two encoders alike
 log = logging.getLogger("zoo")
 
 
 def pretrained_for(
-    model: str, graft: Pretrained | str | Path, data: Data, adapt: str | None = None
+    model: str,
+    graft: Pretrained | str | Path,
+    data: Data,
+    adapt: str | None = None,
+    encoding: Encoding | None = None,
 ) -> Any:
     """Parameters of a pretrained run, after checking that they can mean the same here.
 
     Raises ValueError for another model, for features or codes of another space, and for a modality
     that the pretraining read and `data` lacks. What a graft was adapted by is merged into it,
-    unless this run is adapted alike.
+    unless this run is adapted alike. Of encoders pretrained on content alone (pretraining.py),
+    those that `encoding` names.
     """
-    bundle = graft if isinstance(graft, Pretrained) else from_pretrained(graft)
+    if not isinstance(graft, Pretrained):
+        found = bundle_of(graft)
+        if "objective" in found.config:
+            return _encoders_of(found, data, encoding)
+        graft = Pretrained(found)
+    bundle = graft
     theirs, known = bundle.config["model"], set(bundle.catalogue.get("features", {}))
     if theirs != model:
         raise ValueError(f"the graft was pretrained as {theirs}; this model is {model}.")
@@ -56,6 +70,32 @@ def pretrained_for(
     if bundle.config.get("adapt") in (None, adapt):
         return whole
     return merged(bundle.recommender, whole)
+
+
+def _encoders_of(bundle: Bundle, data: Data, encoding: Encoding | None) -> dict[str, Any]:
+    """Pretrained encoders of the run's modalities; ValueError where they are of another make."""
+    if encoding is None:
+        raise ValueError(
+            "the graft holds encoders of raw content, and this run reads features: name the "
+            "modalities that it shall encode itself (--encode.modalities)."
+        )
+    theirs, mine = bundle.config["encoding"], asdict(encoding)
+    other = {k: (theirs[k], mine[k]) for k in MAKE if theirs[k] != mine[k]}
+    if other:
+        told = "; ".join(f"{k} {a} there, {b} here" for k, (a, b) in other.items())
+        raise ValueError(f"the graft's encoders are of another make: {told}. Name the same.")
+    there = {m: x for m, x in bundle.params["encoders"].items() if m in encoding.modalities}
+    if not there:
+        raise ValueError(
+            f"the graft has encoders of {sorted(bundle.params['encoders'])}; this run encodes "
+            f"{list(encoding.modalities)}."
+        )
+    if "text" in there and bundle.config["raw_sha256"] != raw_sha256(data.raw):
+        raise ValueError(
+            f"the graft's encoder read the words of {bundle.split['data']} under other ids than "
+            f"those of {data.dataset.name}: pretrain on these items, with as many tokens."
+        )
+    return {"encoders": there}
 
 
 def _check_codes(bundle: Pretrained, data: Data) -> None:

@@ -66,14 +66,19 @@ def _encoder(module: Any, inputs: Callable[[Any], tuple], width: int) -> Content
     def init(key: Array, raw: Any) -> Any:
         return module.init(key, *inputs(raw))["params"]
 
-    def apply(params: Any, raw: Any, key: Array | None) -> Array:
+    def outputs(params: Any, raw: Any, key: Array | None) -> dict[str, Array]:
         rngs = None if key is None else {"dropout": key}
-        made = module.apply({"params": params}, *inputs(raw), train=key is not None, rngs=rngs)
-        x = made["pooled"].astype(jnp.float32)
+        return module.apply({"params": params}, *inputs(raw), train=key is not None, rngs=rngs)
+
+    def apply(params: Any, raw: Any, key: Array | None) -> Array:
+        x = outputs(params, raw, key)["pooled"].astype(jnp.float32)
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
-    return ContentEncoder(init, apply, width)
+    def states(params: Any, raw: Any, key: Array | None) -> Array:
+        return outputs(params, raw, key)["tokens"].astype(jnp.float32)
+
+    return ContentEncoder(init, apply, width, states)
 
 
 KINDS = {"image": _image, "text": _text}

@@ -1,0 +1,148 @@
+"""Encoders learn from content alone: what is hidden is guessed, what belongs together is found."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pipelines import synthetic
+from zoo import api
+from zoo.cli import main
+from zoo.cli_content import OBJECTIVES as TOLD
+from zoo.content_objectives import OBJECTIVES, Captioner, _hide_patches, _hide_words, objective
+from zoo.data import with_raw
+from zoo.encoders.small import Encoding, encoders
+from zoo.pretraining import SETTINGS, _catalogue, _parts, pretrain_content
+
+ENCODING = Encoding(("image", "text"), 16, 1, 2, 8, 16, 6, dropout=0.0, bound=256, refresh=8)
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A small world of pictures and words on disk."""
+    made = synthetic.world(n_items=150, n_users=60, image_size=16, missing=0.1)
+    return api.load_data(synthetic.save(made, tmp_path_factory.mktemp("shop")))
+
+
+def started(name: str, shop):
+    encoding = replace(ENCODING, modalities=("image",)) if name == "autoregressive" else ENCODING
+    data = with_raw(shop, ENCODING)
+    catalogue = jax.tree.map(jnp.asarray, _catalogue(data))
+    model = objective(name, encoders(encoding, data.raw), 8, ENCODING.patch)
+    batch = {"items": np.arange(1, 33, dtype=np.int32)}
+    batch |= {"others": np.arange(2, 34, dtype=np.int32)} if name == "co-consumption" else {}
+    return model, model.init(KEY, catalogue, batch), catalogue, batch
+
+
+LONG = ("siglip", "co-consumption", "autoregressive")  # to compile
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in OBJECTIVES]
+)
+def test_every_objective_teaches_its_encoders_and_reads_no_padding(name, shop):
+    model, params, catalogue, batch = started(name, shop)
+    grad = jax.jit(jax.grad(lambda p, b: model.loss(p, catalogue, b, KEY)[0]))
+    for x in jax.tree.leaves(grad(params, batch)["encoders"]):
+        assert np.all(np.isfinite(x))
+    assert max(np.abs(x).max() for x in jax.tree.leaves(grad(params, batch)["encoders"])) > 1e-5
+    loss = jax.jit(lambda b: model.loss(params, catalogue, b, KEY)[0])
+    if name not in ("contrastive", "siglip", "co-consumption", "autoregressive"):
+        return  # whose noise is drawn by the row
+    filled = {k: np.concatenate([v, np.zeros(8, np.int32)]) for k, v in batch.items()}
+    np.testing.assert_allclose(loss(filled), loss(batch), rtol=1e-5)
+
+
+def test_a_word_is_told_from_the_words_before_it_and_the_picture():
+    words = jnp.array([[3, 5, 2, 7]])
+    memory = jax.random.normal(KEY, (1, 4, 16))
+    model = Captioner(9, 16, 1, 2)
+    params = model.init(KEY, memory, words)
+    log_p = model.apply(params, memory, words)
+    later = model.apply(params, memory, words.at[0, 2].set(8))
+    np.testing.assert_allclose(later[0, :2], log_p[0, :2], rtol=1e-5)
+    assert np.abs(later[0, 3] - log_p[0, 3]) > 1e-6
+    assert np.abs(model.apply(params, memory + 1, words) - log_p).min() > 0
+    every = jnp.stack([model.apply(params, memory, jnp.array([[w]]))[0, 0] for w in range(9)])
+    np.testing.assert_allclose(jnp.sum(jnp.exp(every)), 1.0, rtol=1e-5)
+
+
+def test_hidden_patches_are_grey_and_the_others_as_they_were():
+    raw = jax.random.randint(KEY, (5, 18, 16, 3), 0, 256).astype(jnp.uint8)
+    seen, target, hidden = _hide_patches(KEY, raw, 8, 0)
+    assert target.shape == (5, 4, 192) and hidden.shape == (5, 4)
+    grid = np.asarray(hidden).reshape(5, 2, 2).repeat(8, 1).repeat(8, 2)
+    assert np.all(np.asarray(seen)[:, :16][grid] == 127)
+    np.testing.assert_array_equal(np.asarray(seen)[:, :16][~grid], np.asarray(raw)[:, :16][~grid])
+    np.testing.assert_allclose(np.mean(target, axis=-1), 0, atol=1e-5)
+    assert 0.3 < hidden.mean() < 0.9
+
+
+def test_hidden_words_are_the_only_ones_that_change():
+    ids = jax.random.randint(KEY, (400, 6), 2, 30)
+    mask = jnp.arange(6)[None] < 4
+    raw = {"ids": ids * mask, "mask": jnp.broadcast_to(mask, ids.shape)}
+    seen, target, hidden = _hide_words(KEY, raw, 0, 30)
+    moved = np.asarray(seen["ids"] != raw["ids"])
+    assert not np.any(moved & ~np.asarray(hidden)) and not np.any(hidden & ~raw["mask"])
+    assert np.asarray(hidden[:, :4]).mean() == pytest.approx(0.15, abs=0.03)
+    assert np.asarray(seen["ids"] == 1)[np.asarray(hidden)].mean() == pytest.approx(0.8, abs=0.08)
+    np.testing.assert_array_equal(target, raw["ids"])
+
+
+def test_held_out_examples_are_not_trained_on_and_pairs_are_of_training(shop):
+    data = with_raw(shop, ENCODING)
+    train, held = _parts("contrastive", data, 0)
+    assert not set(train["items"]) & set(held["items"])
+    both = data.dataset.present["image"] & data.dataset.present["text"]
+    assert both[train["items"]].all() and both[held["items"]].all()
+    train, held = _parts("co-consumption", data, 0)
+    known = set(data.split.train.values.tolist())
+    assert {*train["items"].tolist(), *train["others"].tolist()} <= known
+    follows = set()
+    for row in range(len(data.split.train)):
+        items = data.split.train[row].tolist()
+        follows |= set(zip(items, items[1:], strict=False))
+    assert set(zip(train["items"].tolist(), train["others"].tolist(), strict=True)) <= follows
+
+
+@pytest.mark.slow
+def test_a_pretrained_pair_finds_the_other_view_and_starts_a_model(shop, tmp_path):
+    settings = replace(SETTINGS, epochs=25, batch=32, rate=3e-3, patience=25)
+    fitted, told = pretrain_content("contrastive", shop, tmp_path / "pre", ENCODING, settings)
+    found = told["retrieval"]
+    assert found["image>text"]["recall@5"] > 1.5 * found["chance"]["recall@5"]
+    _, again = pretrain_content("contrastive", shop, tmp_path / "pre", ENCODING, settings)
+    assert again == told, "a finished run is read back"
+    with pytest.raises(ValueError, match="zoo train ... --graft"):
+        api.from_pretrained(tmp_path / "pre")
+    short = api.Settings(steps=8, batch=16)
+    frozen = replace(short, rates=(("encoders", 0.0),))
+    fields = {"items": "content", "width": 16, "layers": 1, "max_len": 12}
+    run = {"encoding": ENCODING, "graft": tmp_path / "pre", **fields}
+    tuned, _ = api.fit("sasrec", shop, None, frozen, **run)
+    for a, b in zip(*(jax.tree.leaves(x.params["encoders"]) for x in (fitted, tuned)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="another make: width 16 there, 32 here"):
+        api.fit("sasrec", shop, None, short, **run | {"encoding": replace(ENCODING, width=32)})
+    with pytest.raises(ValueError, match="this run reads features"):
+        api.fit("sasrec", shop, None, short, **run | {"encoding": None})
+
+
+def test_what_cannot_be_pretrained_says_so(shop, tmp_path, capsys):
+    assert TOLD == OBJECTIVES
+    with pytest.raises(ValueError, match="did you mean masked|masked"):
+        pretrain_content("mask", shop, tmp_path, ENCODING)
+    with pytest.raises(ValueError, match="name modalities"):
+        pretrain_content("masked", shop, tmp_path, Encoding())
+    with pytest.raises(ValueError, match="compares two modalities"):
+        pretrain_content("siglip", shop, tmp_path, replace(ENCODING, modalities=("text",)))
+    with pytest.raises(ValueError, match="tells words from pictures"):
+        pretrain_content("autoregressive", shop, tmp_path, ENCODING)
+    assert (
+        main(["pretrain", "masked", "--data", str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
+    )
+    assert "zoo pretrain" in capsys.readouterr().err

@@ -1,0 +1,132 @@
+"""The shell's commands about content: embed, tokenize, and pretrain OBJECTIVE."""
+
+import dataclasses
+from pathlib import Path
+
+from zoo.arguments import DataArgs, MeshArgs, parse
+from zoo.console import Bar, tell
+
+# As content_objectives.py has them, which would import jax before it is needed.
+OBJECTIVES = ("contrastive", "siglip", "co-consumption", "masked", "autoregressive")
+
+
+def embed_command(argv: list[str]) -> int:
+    """zoo embed."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class EmbedArgs:
+        data: Path
+        part: str | None = None
+        """Which interactions file, where a folder holds several."""
+        encoder: Path
+        """A published encoder: config.json, safetensors, its tokenizer or preprocessor_config."""
+        out: Path
+        """The folder of the vectors; the same command goes on after a kill."""
+        modality: str | None = None
+        """text, image or audio; None: what the encoder has, text if it has several."""
+        batch: int = 64
+        pooling: str = "pooled"
+        """Which vector of what the encoder returns: pooled, or such as cls, mean, pooler."""
+        dtype: str = "float32"
+        """Of the layers: float32 or bfloat16. The vectors are float32."""
+        max_length: int | None = None
+        """Tokens a text is cut to; None: as many as the encoder was trained on."""
+        seconds: float = 5.0
+        """wav2vec2: how much of a clip it hears."""
+        json: bool = False
+
+    args = parse(EmbedArgs, argv, "embed", "items through a published encoder")
+    if args.out.resolve() == args.data.resolve():
+        raise ValueError(
+            f"--out is the data folder {args.data}: features there follow the rows of its item "
+            "table, these the items. Name another folder, and train with --features."
+        )
+    from pipelines import sources
+    from zoo.embed import embed
+    from zoo.mesh import make_mesh
+
+    dataset = sources.load(args.data, args.part)
+    own = ("modality", "batch", "pooling", "dtype", "max_length", "seconds")
+    chosen = {name: getattr(args, name) for name in own}
+    with Bar("embed", "") as bar:
+        told = embed(dataset, args.encoder, args.out, **chosen, mesh=make_mesh(), report=bar)
+    return tell(told, args.json)
+
+
+def tokenize_command(argv: list[str]) -> int:
+    """zoo tokenize."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class TokenizeArgs(DataArgs):
+        out: Path
+        """The index to write; the codebooks go beside it."""
+        modality: str | None = None
+        """Whose features to make codes of; None: text."""
+        run: str | None = None
+        """A trained run or bundle whose item vectors to make codes of, instead of features."""
+        method: str = "rkmeans"
+        """rkmeans, pq, opq or rqvae."""
+        levels: int = 3
+        size: int = 256
+        """Codes a level."""
+        resolver: str | None = None
+        """What makes colliding codes unique: digit, popularity, relocate, sinkhorn, none. None:
+        popularity with a run, else digit."""
+        seed: int = 0
+        steps: int = 3000
+        """rqvae: training steps."""
+        hidden: tuple[int, ...] = (512, 256, 128)
+        """rqvae: widths of the encoder's hidden layers; the decoder's are the same, turned."""
+        width: int = 32
+        """rqvae: of the codes' vectors."""
+
+    args = parse(TokenizeArgs, argv, "tokenize", "items as semantic ids")
+    from zoo import api
+    from zoo.tokenize import tokenize
+
+    bundle = api.from_pretrained(args.run) if args.run else None
+    data = api.load_data(args.data, args.options(bundle.data_options() if bundle else None))
+    shared = {f.name for f in dataclasses.fields(DataArgs)}
+    own = {f.name for f in dataclasses.fields(TokenizeArgs)} - shared
+    chosen = {k: getattr(args, k) for k in own} | {"run": bundle}
+    return tell(tokenize(data, **chosen), args.json)
+
+
+def pretrain_command(name: str, argv: list[str]) -> int:
+    """zoo pretrain OBJECTIVE: encoders from content alone."""
+    from zoo.encoders.small import Encoding
+    from zoo.pretraining import SETTINGS
+
+    both = Encoding(("image",) if name == "autoregressive" else ("image", "text"))
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class PretrainArgs(DataArgs):
+        out: Path
+        epochs: int = SETTINGS.epochs
+        batch: int = SETTINGS.batch
+        rate: float = SETTINGS.rate
+        patience: int = SETTINGS.patience
+        """Evaluations on held-out items without a better one before stopping."""
+        seed: int = 0
+        width: int = 64
+        """Of the space in which two views are compared."""
+        encode: Encoding = both
+        mesh: MeshArgs = MeshArgs()
+
+    args = parse(PretrainArgs, argv, f"pretrain {name}", "encoders from content alone")
+    from zoo import api
+    from zoo import mesh as meshes
+    from zoo.pretraining import pretrain_content
+
+    own = ("epochs", "batch", "rate", "patience", "seed")
+    settings = dataclasses.replace(SETTINGS, **{key: getattr(args, key) for key in own})
+    data, mesh = (
+        api.load_data(args.data, args.options()),
+        meshes.make_mesh(args.mesh.data, args.mesh.model),
+    )
+    with Bar(f"pretrain {name}", "score") as bar:
+        what = (name, data, args.out, args.encode, settings, mesh, bar, args.width)
+        fitted, told = pretrain_content(*what)
+    result = {"objective": name, "run": str(args.out), "steps": fitted.steps}
+    result |= {"seconds": round(fitted.seconds, 3), **told}
+    return tell(result, args.json)
