@@ -202,7 +202,7 @@ def test_the_contrast_leaves_out_items_without_content():
 def test_em3_prunes_exactly_its_share_each_epoch():
     f, catalogue, _, _ = em3_world()
     draw = jax.jit(em3(8, dropout=0.6).draw)
-    kept = [draw(catalogue, jax.random.key(i))["pruned"].forward.weights > 0 for i in range(8)]
+    kept = [draw({}, catalogue, jax.random.key(i))["pruned"].forward.weights > 0 for i in range(8)]
     assert {int(k.sum()) for k in kept} == {int(0.4 * f["R"].sum())}
     assert any((k != kept[0]).any() for k in kept), "each epoch has its own"
 

@@ -286,7 +286,7 @@ def test_an_epoch_keeps_exactly_its_share_of_the_edges(parts):
     edges = len(catalogue["graph"].forward.weights.nonzero()[0])
     assert edges == len(random_world()["train"]["users"])
     draw = jax.jit(recommender.draw)
-    drawn = [draw(catalogue, jax.random.key(i))["pruned"] for i in range(2)]
+    drawn = [draw({}, catalogue, jax.random.key(i))["pruned"] for i in range(2)]
     kept = [np.asarray(graph.forward.weights) > 0 for graph in drawn]
     assert [k.sum() for k in kept] == [int(edges * (1 - 0.7))] * 2
     assert (kept[0] != kept[1]).any(), "each epoch has its own"

@@ -16,7 +16,8 @@ from zoo.data import with_raw
 from zoo.encoders.small import Encoding, encoders
 from zoo.pretraining import SETTINGS, _catalogue, _parts, pretrain_content
 
-ENCODING = Encoding(("image", "text"), 16, 1, 2, 8, 16, 6, dropout=0.0, bound=256, refresh=8)
+SIZES = {"width": 16, "layers": 1, "heads": 2, "patch": 8, "pixels": 16, "tokens": 6}
+ENCODING = Encoding(("image", "text"), **SIZES, dropout=0.0, bound=256, refresh=8)
 KEY = jax.random.key(0)
 
 

@@ -58,7 +58,7 @@ def test_nan_stops_and_names_step_and_quantity():
 
 def stacked(until: int, stack: int, state=None, seed: int = 3):
     """The noisy run with `stack` steps a dispatch; what it drew, one number a dispatch."""
-    recommender = toy(noisy)._replace(draw=lambda c, key, _: {"drawn": jax.random.normal(key)})
+    recommender = toy(noisy)._replace(draw=lambda _, c, key: {"drawn": jax.random.normal(key)})
     chain = optax.sgd(0.1)
     state = create(recommender, chain, {}, jnp.ones(2)) if state is None else state
     first, heard = int(state.step), []
@@ -81,7 +81,7 @@ def test_a_dispatch_of_several_steps_is_those_steps():
 
 def test_a_dispatch_draws_once_and_each_anew():
     drawn = lambda p, c, b, key: (c["drawn"], {})  # noqa: E731
-    recommender = toy(drawn)._replace(draw=lambda c, key, _: {"drawn": jax.random.normal(key)})
+    recommender = toy(drawn)._replace(draw=lambda _, c, key: {"drawn": jax.random.normal(key)})
     chain = optax.sgd(0.1)
     dispatch = jax.jit(make_dispatch(recommender, chain))
     state, first = dispatch(create(recommender, chain, {}, None), {}, jnp.ones((3, 2)))

@@ -13,11 +13,12 @@ FILES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
 # The doors see all three packages.
 DOORS = {"api", "arguments", "cli", "fitting", "serve", "quickstart", "quickstart_page"}
 DOORS |= {"prior", "reasons", "report", "settings", "tokenize", "coding", "embed", "inputs"}
-DOORS |= {"data", "load", "saving", "transfer", "pretraining"}
+DOORS |= {"data", "load", "saving", "transfer", "pretraining", "cli_content"}
 FLAX = {"adapters", "layers", "items", "experts", "train", "rqvae", "relation"} | {
     p.stem for p in (ROOT / "zoo/models").glob("*.py")
 }
-FLAX |= {"blocks", "text", "image", "audio", "video", "t5", "t5_text"}
+FLAX |= {"blocks", "text", "image", "audio", "video", "t5", "t5_text", "side"}
+FLAX |= {"content_objectives"}
 
 
 def imports(path: Path) -> set[str]:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from zoo.mesh import path_name
 from zoo.plan import Plan, Rules, found_nowhere, labels, names, plan
-from zoo.recommender import Params, Recommender
+from zoo.recommender import Params, Recommender, undrawn
 
 Array = jax.Array
 BIASES_AND_NORMS = r"(^|/)(norm_)?(bias|scale)$"
@@ -166,6 +166,8 @@ def adapted(recommender: Recommender, init: Callable, rules: Plan, *steps: Step)
     reader = recommender.incremental
     reader = None if reader is None else reader._replace(extend=wrap(reader.extend))
     functions = {f: wrap(g) for f in FUNCTIONS if (g := getattr(recommender, f)) is not None}
+    if recommender.draw is not undrawn:
+        functions["draw"] = wrap(recommender.draw)
     return recommender._replace(init=init, incremental=reader, **functions)
 
 

@@ -26,7 +26,8 @@ def embed_command(argv: list[str]) -> int:
         """text, image or audio; None: what the encoder has, text if it has several."""
         batch: int = 64
         pooling: str = "pooled"
-        """Which vector of what the encoder returns: pooled, or such as cls, mean, pooler."""
+        """Which vector of what the encoder returns: pooled, or such as cls, mean, pooler;
+        layers: of every layer, for side networks."""
         dtype: str = "float32"
         """Of the layers: float32 or bfloat16. The vectors are float32."""
         max_length: int | None = None

@@ -26,7 +26,7 @@ from zoo.end_to_end import ContentEncoder
 from zoo.layers import init_normal
 from zoo.losses import clip, mean, normalise, siglip
 from zoo.names import unknown
-from zoo.recommender import unchanged
+from zoo.recommender import undrawn
 
 Array = jax.Array
 HIDDEN_WORDS, HIDDEN_PATCHES = 0.15, 0.6
@@ -40,7 +40,7 @@ class Pretraining(NamedTuple):
     init: Callable[..., Any]  # (key, catalogue, batch) -> {encoders, heads}
     loss: Callable[..., tuple[Array, dict[str, Array]]]  # (params, catalogue, batch, key)
     view: Callable[..., dict[str, Array]]  # (params, catalogue, ids [b]) -> {m: [b,d]}, unit length
-    draw: Callable[..., dict] = unchanged
+    draw: Callable[..., dict] = undrawn
 
 
 class Projections(nn.Module):

@@ -19,7 +19,7 @@ from pipelines.schema import DataError, Dataset, Split
 from pipelines.words import words
 from zoo import coding
 from zoo import mesh as meshes
-from zoo.embed import embedded
+from zoo.embed import embedded, layered, tower_inputs
 from zoo.encoders.small import Encoding
 from zoo.serve import Pretrained, from_pretrained
 
@@ -132,13 +132,21 @@ def _tell(problems: list[content.Problem]) -> None:
 
 
 def with_raw(data: Data, encoding: Encoding) -> Data:
-    """With the content of `encoding` as the encoders read it, and room for what they make of it."""
-    size = (encoding.pixels, encoding.pixels)
-    found = raw_content(data.dataset, encoding.modalities, size, encoding.tokens)
+    """With the content of `encoding` as the encoders read it. The features of these modalities
+    go: what the encoders make takes their places."""
+    if encoding.kind == "side":
+        data = prepare(data, "id")  # the folders that the options name
+        there = data.dataset.present
+        found = {m: (layered(data.dataset, m), there[m], []) for m in encoding.modalities}
+    elif encoding.kind == "small":
+        size = (encoding.pixels, encoding.pixels)
+        found = raw_content(data.dataset, encoding.modalities, size, encoding.tokens)
+    else:
+        found = tower_inputs(data.dataset, encoding.kind, encoding.modalities)
     features, present = dict(data.dataset.features), dict(data.dataset.present)
     for name, (_, there, problems) in found.items():
         _tell(problems)
-        features[name] = np.zeros((len(there), encoding.width), np.float32)
+        features[name] = np.zeros((len(there), 0), np.float32)
         present[name] = there
     dataset = replace(data.dataset, features=features, present=present)
     return replace(data, dataset=dataset, raw={name: rows for name, (rows, *_) in found.items()})

@@ -5,7 +5,7 @@ vectors of another making are refused, so that two spaces never mix in one featu
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from checkpoints.rows import Shards, differences, read_rows
 from pipelines.content import Problem
 from pipelines.schema import DataError, Dataset
 from zoo import mesh as meshes
+from zoo.encoders.blocks import mean_of_tokens
 from zoo.encoders.inputs import Content, content_of, json_sha256
 from zoo.encoders.load import Encoder, encoder
 from zoo.names import unknown
 
+LAYERS = "layers"
 SHARD = 8  # batches; a kill costs at most these
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SPACE = ("modality", "encoder_files", "preprocessing", "pooling", "dtype")  # what a vector means
@@ -46,7 +48,8 @@ def embed(
     """Vectors of every item by the encoder in the folder `path`, to OUT; called again, it goes on.
 
     modality: text, image or audio; None: the one that the encoder has, else text. pooling: which
-    vector [b,d] of what the encoder returns. dtype: of the layers; the vectors are float32.
+    vector [b,d] of what the encoder returns, or `layers`, the mean token of every layer side by
+    side, for side networks. dtype: of the layers; the vectors are float32.
     max_length: tokens a text is cut to, None: as many as the encoder was trained on. seconds: how
     much of a clip Wav2Vec2 hears. mesh: rows of a batch go over its data axis. report(rows done,
     of, {}).
@@ -71,6 +74,7 @@ def embed(
     run = _runner(enc, modality, pooling, content)
     facts = _facts(dataset, folder, content)
     facts |= {"modality": modality, "pooling": pooling, "dtype": dtype, "batch": batch}
+    facts |= {"layers": enc.modules[modality].stack.layers + 1} if pooling == LAYERS else {}
     shards = Shards(out, facts)
     before = shards.done
     if not shards.complete:
@@ -200,15 +204,62 @@ def _runner(enc: Encoder, modality: str, pooling: str, content: Content) -> Call
 
     shapes = jax.eval_shape(outputs, enc.params[modality], *content.take(np.arange(1))[0])
     known = [name for name, x in shapes.items() if x.ndim == 2]
+    if "hidden_states" in shapes:
+        known.append(LAYERS)
     if pooling not in known:
         raise unknown("the encoder has no pooling", pooling, known)
-    run = jax.jit(lambda params, *inputs: outputs(params, *inputs)[pooling])
+
+    def pooled(params: Any, *inputs: jax.Array) -> jax.Array:
+        made = outputs(params, *inputs)
+        return _by_layer(made["hidden_states"], inputs) if pooling == LAYERS else made[pooling]
+
+    run = jax.jit(pooled)
 
     def highest(*arguments: Any) -> jax.Array:
         with jax.default_matmul_precision("highest"):
             return run(*arguments)
 
     return highest
+
+
+def _by_layer(states: jax.Array, inputs: tuple) -> jax.Array:
+    """[b,(k+1)*d]: the mean over the real tokens of what goes in and of every layer [k+1,b,l,d]."""
+    mask = inputs[1] if len(inputs) > 1 else jnp.ones(states.shape[1:3], bool)
+    each = jax.vmap(lambda x: mean_of_tokens(x, mask))(states)
+    return jnp.moveaxis(each, 0, 1).reshape(len(each[0]), -1)
+
+
+def tower_inputs(dataset: Dataset, folder: str | Path, modalities: Sequence[str]) -> dict:
+    """{modality: (what its tower reads, n+1 rows by number of input; present; problems)}."""
+    folder, made = Path(folder), {}
+    enc = encoder(folder)
+    for name in modalities:
+        if name not in enc.modules:
+            raise unknown(f"{folder} has no tower for the modality", name, enc.modules)
+        content = content_of(dataset, folder, enc, name)
+        inputs, there, problems = content.take(np.arange(len(content.rows)))
+        rows = content.rows[there]
+        tables = {str(i): _rows_of(x[there], rows, dataset.n_items) for i, x in enumerate(inputs)}
+        made[name] = tables, np.isin(np.arange(dataset.n_items + 1), rows), problems
+    return made
+
+
+def _rows_of(x: np.ndarray, rows: np.ndarray, n_items: int) -> np.ndarray:
+    table = np.zeros((n_items + 1, *x.shape[1:]), x.dtype)
+    table[rows] = x
+    return table
+
+
+def layered(dataset: Dataset, modality: str) -> np.ndarray:
+    """float32 [n+1,k+1,d]: the features of a modality by layer. DataError where they are not."""
+    facts = dataset.source.get("embedded", {}).get(modality, {})
+    if facts.get("pooling") != LAYERS:
+        raise DataError(
+            f"{dataset.name}: the '{modality}' features are not one vector a layer; make them with "
+            "zoo embed --pooling layers, and name the folder with --features."
+        )
+    x = dataset.features[modality]
+    return x.reshape(len(x), facts["layers"], -1)
 
 
 def _facts(dataset: Dataset, folder: Path, content: Content) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.recommender import Batch, Catalogue, Recommender
+from zoo.recommender import Batch, Catalogue, Recommender, undrawn
 
 Array = jax.Array
 ASKED = ("items", "targets")  # what of a batch names items
@@ -30,6 +30,7 @@ class ContentEncoder(NamedTuple):
     apply: Callable[..., Array]  # (params, raw [b,...], key or None) -> float32 [b,width]
     width: int
     states: Callable[..., Array] | None = None  # as apply -> tokens [b,l,width], before pooling
+    params: Any = None  # of a pretrained one: a run's start
 
 
 def end_to_end(
@@ -72,12 +73,12 @@ def end_to_end(
         n, features = len(catalogue["valid"]), dict(catalogue.get("features", {}))
         for name, one in encoders.items():
             _check(catalogue, name, n)
-            features.setdefault(name, np.zeros((n, one.width), np.float32))
+            features[name] = np.zeros((n, one.width), np.float32)
         return recommender.prepare({**catalogue, "features": features}, parts)
 
-    def draw(catalogue: Catalogue, key: Array, params: Any) -> Catalogue:
+    def draw(params: Any, catalogue: Catalogue, key: Array) -> Catalogue:
         made = encoded_catalogue(encoders, params, catalogue)
-        return recommender.draw(made, key, params["model"])
+        return recommender.draw(params["model"], made, key)
 
     def index(params: Any, catalogue: Catalogue) -> Any:
         return recommender.index(params["model"], encoded_catalogue(encoders, params, catalogue))
@@ -87,13 +88,15 @@ def end_to_end(
             return None
         return lambda params, *rest: function(params["model"], *rest)
 
-    reader = recommender.incremental
+    reader, plain_draw = recommender.incremental, recommender.draw
+    if plain_draw is not undrawn:
+        plain_draw = of_model(plain_draw)
     return recommender._replace(
         init=init,
         loss=loss,
         index=index,
         prepare=prepare,
-        draw=draw if refresh else recommender.draw,
+        draw=draw if refresh else plain_draw,
         recommend=of_model(recommender.recommend),
         score=of_model(recommender.score),
         encode=of_model(recommender.encode),
@@ -106,6 +109,8 @@ def encoded_catalogue(
     encoders: Mapping[str, ContentEncoder], params: Any, catalogue: Catalogue
 ) -> Catalogue:
     """The catalogue with the features of all items made anew, by the parameters of `end_to_end`."""
+    if not encoders:
+        return catalogue
     n = len(catalogue["valid"])
     chunks = jnp.arange(n).reshape(-1, CHUNK if n % CHUNK == 0 else n)
     made = jax.lax.map(lambda ids: _encoded(encoders, params, catalogue, ids), chunks)

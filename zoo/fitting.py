@@ -21,12 +21,13 @@ from zoo.adapt import plan_of
 from zoo.encoders.small import Encoding, encoders
 from zoo.end_to_end import end_to_end
 from zoo.evaluation import evaluate
+from zoo.graft import merged_trees
 from zoo.models import Entry, build, entry, trainable
 from zoo.models import fields as fields_of
 from zoo.optim import optimizer, with_rates
 from zoo.plan import train_only
 from zoo.recipes import adapted_by, told
-from zoo.recommender import Recommender, unchanged
+from zoo.recommender import Recommender, undrawn
 from zoo.settings import KS, Settings, check_metric, claim, identity, settings_for
 from zoo.stepper import Stepper
 from zoo.train import TrainState
@@ -68,7 +69,9 @@ class Run:
         s = self.settings = settings
         self.start = start
         self.mesh, self.split, self.max_len = mesh, split, _longest(model, fields)
-        self.recommender = adapted_by(_built(model, fields, catalogue, encoding), adapt)
+        plain, published = _built(model, fields, catalogue, encoding)
+        self.recommender = adapted_by(plain, adapt)
+        start = merged_trees(published, start) if published else start
         check_metric(s.select)
         meshes.check_batch_fits(s.batch, mesh)
         self._load(entry(model), encoding.refresh if encoding else 0)
@@ -101,7 +104,7 @@ class Run:
         if refresh:
             self.steps, self.every = (-(-x // refresh) * refresh for x in (self.steps, self.every))
         stack = math.gcd(self.steps, self.every, refresh or s.dispatch or per_epoch)
-        if s.dispatch == 1 and self.recommender.draw is unchanged:
+        if s.dispatch == 1 and self.recommender.draw is undrawn:
             stack = None  # a plain step, without the scan
         self.loader = make(seed=s.seed, stack=stack)
 
@@ -114,13 +117,18 @@ class Run:
         ).metrics
 
 
-def _built(model: str, fields: dict, catalogue: dict, encoding: Encoding | None) -> Recommender:
-    """The model, behind the encoders of the content that it is to encode itself."""
+def _built(
+    model: str, fields: dict, catalogue: dict, encoding: Encoding | None
+) -> tuple[Recommender, dict]:
+    """The model, behind the encoders of the content that it is to encode itself; and what of
+    their parameters was published."""
     plain = build(model, **fields)
     if encoding is None:
-        return plain
+        return plain, {}
     made = encoders(encoding, catalogue["raw"])
-    return end_to_end(plain, made, encoding.bound, encoding.remat, encoding.refresh > 0)
+    start = {m: one.params for m, one in made.items() if one.params is not None}
+    whole = end_to_end(plain, made, encoding.bound, encoding.remat, encoding.refresh > 0)
+    return whole, {"encoders": start} if start else {}
 
 
 def _longest(model: str, chosen: dict) -> int:
@@ -147,7 +155,7 @@ class Progress:
     """What a run has seen so far; saved with every checkpoint."""
 
     def __init__(self, select: str, patience: int, saved: dict | None = None):
-        self.select, self.patience = select, patience
+        self.select, self.patience, self.told = select, patience, False
         saved = saved or {"history": [], "seconds": 0.0, "examples": 0.0}
         self.history: list[dict[str, float]] = saved["history"]
         self.seconds, self.examples = saved["seconds"], saved["examples"]
@@ -194,7 +202,7 @@ def fit(
     Raises ValueError when `out` holds a run of other settings.
     """
     mesh, settings = mesh or meshes.make_mesh(1), settings or settings_for(model)
-    if adapt and start is None:
+    if adapt and start is None and (encoding is None or encoding.kind in ("small", "side")):
         raise ValueError(f"adapt='{adapt}' adapts a pretrained run, and none was named (graft).")
     with jax.set_mesh(mesh):
         run = Run(model, fields, split, catalogue, settings, mesh, start, adapt, encoding)
@@ -241,6 +249,14 @@ def _stretch(run: Any, state, until: int, progress: Progress, report) -> TrainSt
     """Train up to the next evaluation, timed."""
 
     def heard(step: int, metrics: dict[str, float]) -> None:
+        if metrics.get("items_left", 0) > 0 and not progress.told:
+            progress.told = True
+            log.warning(
+                "step %d: %d items of the batch are above the bound and keep older vectors; "
+                "raise --encode.bound, or take smaller batches",
+                step,
+                metrics["items_left"],
+            )
         progress.examples += metrics.get("targets", 0.0)
         report(step, run.steps, metrics)
 

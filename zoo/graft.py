@@ -55,6 +55,13 @@ def graft(params: Any, source: Any, table: Sequence[tuple[str, str | None]] = ()
     return Grafted(out, tuple(taken), tuple(fresh))
 
 
+def merged_trees(below: Any, above: Any) -> Any:
+    """Two nested dicts as one; where both have a leaf, that of `above` stands."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return below if above is None else above
+    return below | {k: merged_trees(below.get(k), x) for k, x in above.items()}
+
+
 def _renamed(name: str, table: Sequence[tuple[str, str | None]]) -> str | None:
     for pattern, replacement in table:
         if re.search(pattern, name):

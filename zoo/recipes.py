@@ -1,6 +1,8 @@
 """Adaptations by name, as the command line, run.json and a bundle's config.json write them.
 
     freeze            the item representation stays, everything behind it trains
+    encoders          encoders of raw content stay (end_to_end.py), the rest trains; then what is
+                      added to them: encoders+lora:8:encoders/.*(query|value)/kernel$
     bitfit            biases and norms alone
     lora:8            a pair of rank 8 beside every kernel; lora:8:query|value beside those named so
     adapter:16        a bottleneck of 16 behind modules called attention and ffn
@@ -18,6 +20,7 @@ from zoo.names import unknown
 from zoo.recommender import Recommender
 
 ITEMS = (("^items/", "frozen"), (".*", "train"))
+ENCODERS = (("^encoders/", "frozen"), (".*", "train"))
 
 
 def _adapter(recommender: Recommender, width: str = "16", *where: str) -> Recommender:
@@ -34,6 +37,7 @@ def _prompt(recommender: Recommender, tokens: str = "8", *where: str) -> Recomme
 
 RECIPES: dict[str, Callable[..., Recommender]] = {
     "freeze": lambda r: freeze(r, ITEMS),
+    "encoders": lambda r: freeze(r, ENCODERS),
     "bitfit": bitfit,
     "lora": lambda r, rank="8", where="kernel$": lora(r, _number("lora", rank), where),
     "adapter": _adapter,

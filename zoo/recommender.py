@@ -32,8 +32,15 @@ Batch = dict[str, Array]
 Index = Any  # pytree: item vectors, or a trie
 
 
-def unchanged(catalogue: Catalogue, *_: Any) -> Catalogue:
-    """The catalogue as it is: most models prepare nothing and draw nothing."""
+def unchanged(catalogue: Catalogue, parts: int = 1) -> Catalogue:
+    """The catalogue as it is: most models prepare nothing."""
+    del parts
+    return catalogue
+
+
+def undrawn(params: Params, catalogue: Catalogue, key: Array) -> Catalogue:
+    """The catalogue as it is: most models draw nothing."""
+    del params, key
     return catalogue
 
 
@@ -66,5 +73,5 @@ class Recommender(NamedTuple):
     encode: Callable[..., Any]  # (params, index, batch) -> query, a pytree of [b,...]
     match: Callable[..., Array] | None  # (params, index, query, items [c] or [b,c]) -> [b,c]
     prepare: Callable[..., Catalogue] = unchanged  # (catalogue, parts: devices) -> catalogue
-    draw: Callable[..., Catalogue] = unchanged  # (catalogue, key, params) -> catalogue
+    draw: Callable[..., Catalogue] = undrawn  # (params, catalogue, key) -> catalogue
     incremental: Incremental | None = None  # where the model allows it

@@ -1,7 +1,6 @@
 """The bundle of a fitted model: everything that serving needs, and a card that says what it is."""
 
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from zoo import coding
 from zoo import mesh as meshes
 from zoo.data import Data
 from zoo.encoders.small import Encoding, encoders
-from zoo.end_to_end import encoded_catalogue
+from zoo.end_to_end import end_to_end
 from zoo.fitting import Fitted
-from zoo.models import entry, fields, reads
+from zoo.models import build, entry, fields, reads
+from zoo.recipes import adapted_by
 
 
 def save(
@@ -33,7 +33,8 @@ def save(
     catalogue = fitted.catalogue
     if encoding:
         made = encoders(encoding, meshes.fetch(catalogue["raw"]))
-        catalogue = jax.jit(partial(encoded_catalogue, made))(fitted.params, catalogue)
+        whole = adapted_by(end_to_end(build(model, **chosen), made), adapt)
+        catalogue = jax.jit(whole.draw)(fitted.params, catalogue, jax.random.key(0))
     catalogue = data.linked(meshes.fetch(catalogue))
     kept = ("valid", "popularity") + (("features", "present") if uses_content else ())
     kept += ("users",) if graph or chosen.get("user") == "id" else ()
@@ -68,7 +69,7 @@ def save(
         item_ids=data.dataset.item_ids,
         item_columns=columns,
         features={k: catalogue[k] for k in kept},
-        feature_manifest=_manifest(data) if uses_content else {},
+        feature_manifest=_manifest(data, catalogue["features"]) if uses_content else {},
         split=split,
         evaluation=evaluation_row,
         card=card(model, config, split, evaluation_row),
@@ -80,12 +81,12 @@ def _titled(data: Data, titles: bool) -> bool:
     return titles and "title" in data.dataset.columns
 
 
-def _manifest(data: Data) -> dict[str, Any]:
+def _manifest(data: Data, features: dict[str, Any]) -> dict[str, Any]:
     made = {m: {"made_by": x} for m, x in data.dataset.source.get("embedded", {}).items()}
     return {
         m: {"width": int(x.shape[1]), "present": int(data.dataset.present[m].sum())}
         | made.get(m, {})
-        for m, x in data.dataset.features.items()
+        for m, x in features.items()
     }
 
 

@@ -15,6 +15,7 @@ from checkpoints.bundle import Bundle, load_bundle
 from checkpoints.hub import resolve
 from pipelines.loader import requests
 from pipelines.schema import DataError, Dataset, Ragged, Split
+from zoo.end_to_end import end_to_end
 from zoo.models import build
 from zoo.recipes import adapted_by
 from zoo.scorer import best
@@ -35,10 +36,10 @@ class Pretrained:
         self.bundle = bundle
         self.config, self.split = bundle.config, bundle.split
         plain = build(self.config["model"], **_fields(self.config["fields"]))
+        if "encoding" in self.config:  # the catalogue has what the encoders made of every item
+            plain = end_to_end(plain, {})
         self.recommender = adapted_by(plain, self.config.get("adapt"))
-        # Of a model that encodes content itself the catalogue has what it made of every item.
-        params = bundle.params["model"] if "encoding" in self.config else bundle.params
-        self.params = jax.tree.map(jnp.asarray, params)
+        self.params = jax.tree.map(jnp.asarray, bundle.params)
         catalogue = self.recommender.prepare({**bundle.catalogue, **_codes(bundle)}, 1)
         self.catalogue = jax.tree.map(jnp.asarray, catalogue)
         self.item_ids = [str(x) for x in bundle.item_ids]

@@ -61,7 +61,7 @@ def make_dispatch(
 
     def dispatch(state: TrainState, catalogue: Catalogue, batches: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        drawn = recommender.draw(catalogue, jax.random.fold_in(key, 1), state.params)
+        drawn = recommender.draw(state.params, catalogue, jax.random.fold_in(key, 1))
         return jax.lax.scan(lambda now, batch: step(now, drawn, batch), state, batches)
 
     return dispatch

@@ -66,10 +66,10 @@ def pretrained_for(
             "--text hashed for both, the same space in every data set."
         )
     _check_codes(bundle, data)
-    whole = bundle.bundle.params if data.raw else bundle.params  # with the encoders, or without
-    if bundle.config.get("adapt") in (None, adapt):
-        return whole
-    return merged(bundle.recommender, whole)
+    found = bundle.params
+    if bundle.config.get("adapt") not in (None, adapt):
+        found = merged(bundle.recommender, found)
+    return found["model"] if "encoding" in bundle.config and not encoding else found
 
 
 def _encoders_of(bundle: Bundle, data: Data, encoding: Encoding | None) -> dict[str, Any]:

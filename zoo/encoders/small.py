@@ -1,4 +1,4 @@
-"""Small encoders that learn with the model from nothing: patches of pictures, words of texts."""
+"""Encoders that learn with the model: small ones from nothing, published ones, side networks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from zoo.encoders.blocks import EncoderStack
 from zoo.encoders.image import VisionTransformer
+from zoo.encoders.load import encoder
+from zoo.encoders.side import side_encoder
 from zoo.encoders.text import Bert
 from zoo.end_to_end import ContentEncoder
 from zoo.names import unknown
@@ -18,11 +20,14 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class Encoding:
-    """Which content a run encodes itself, and by what size of encoder (none: `modalities` ())."""
+    """Which content a run encodes itself, and by what encoder (none: `modalities` ())."""
 
     modalities: tuple[str, ...] = ()  # image, text
+    kind: str = "small"  # small: from nothing, of the sizes below; side: a network beside the
+    # layers of an encoder that stays as it was (zoo embed --pooling layers, --features); or the
+    # folder of a published encoder
     width: int = 64
-    layers: int = 2
+    layers: int = 2  # small
     heads: int = 4
     patch: int = 16  # of pictures
     pixels: int = 64  # pictures are made this high and wide
@@ -35,11 +40,30 @@ class Encoding:
 
 
 def encoders(encoding: Encoding, raw: dict[str, Any]) -> dict[str, ContentEncoder]:
-    """A fresh encoder for each modality; raw: the catalogue's (pipelines/raw.py)."""
+    """An encoder for each modality; raw: the catalogue's, as Data.with_raw has it."""
+    if encoding.kind == "side":
+        return {m: side_encoder(raw[m].shape[1:], encoding.width) for m in encoding.modalities}
+    if encoding.kind != "small":
+        return _published(encoding)
     for name in encoding.modalities:
         if name not in KINDS:
             raise unknown("no small encoder of the modality", name, KINDS)
     return {name: KINDS[name](encoding, raw[name]) for name in encoding.modalities}
+
+
+def _published(e: Encoding) -> dict[str, ContentEncoder]:
+    """The towers in the folder `kind`, with their weights as a start."""
+    found = encoder(e.kind, dropout=e.dropout)
+    made = {}
+    for name in e.modalities:
+        if name not in found.modules:
+            raise unknown(f"{e.kind} has no tower for the modality", name, found.modules)
+        module = found.modules[name]
+        width = jax.eval_shape(module.init_with_output, jax.random.key(0), *module.example())
+        width = width[0]["pooled"].shape[-1]
+        inputs = lambda x: x if isinstance(x, tuple) else tuple(x[k] for k in sorted(x))  # noqa: E731
+        made[name] = _encoder(module, inputs, width)._replace(params=found.params[name])
+    return made
 
 
 def _stack(e: Encoding) -> EncoderStack:

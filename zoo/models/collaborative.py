@@ -16,7 +16,7 @@ from zoo.graph import interaction_graph
 from zoo.layers import Table
 from zoo.losses import bpr
 from zoo.negatives import sample_unseen
-from zoo.recommender import Recommender, unchanged
+from zoo.recommender import Recommender, undrawn
 from zoo.retrieval import dot_match
 from zoo.scorer import scorer
 
@@ -50,7 +50,7 @@ def collaborative(
     module: nn.Module,
     aim: Callable[..., Array],
     prepare: Callable[..., dict] | None = None,
-    draw: Callable[..., dict] = unchanged,
+    draw: Callable[..., dict] = undrawn,
 ) -> Recommender:
     """module(catalogue, train) -> {users [u,d], items [n,d], ...}, the vectors of the score and
     whatever else the loss reads; aim(params, out, pairs, catalogue, key) -> loss.

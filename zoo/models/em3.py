@@ -27,7 +27,7 @@ from zoo.models.content import chosen, content_maps, item_graph, modality_weight
 from zoo.models.freedom import pruned, with_pruning
 from zoo.models.mgcn import tokens
 from zoo.negatives import sample_uniform
-from zoo.recommender import Recommender, unchanged
+from zoo.recommender import Recommender, undrawn
 
 Array = jax.Array
 EPSILON = 1e-5  # the contrast divides a vector by its length, but by no less
@@ -147,4 +147,4 @@ def em3(
         hidden_dropout,
         train_features,
     )
-    return collaborative(module, aim, prepare, pruned if dropout else unchanged)
+    return collaborative(module, aim, prepare, pruned if dropout else undrawn)

@@ -27,16 +27,17 @@ from zoo.models.content import (
     modality_weights,
 )
 from zoo.names import unknown
-from zoo.recommender import Recommender, unchanged
+from zoo.recommender import Recommender, undrawn
 
 Array = jax.Array
 COLD = ("sum", "graph")
 lecun_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's Linear
 
 
-def pruned(catalogue: dict, key: Array, params: dict | None = None) -> dict:
+def pruned(params: dict, catalogue: dict, key: Array) -> dict:
     """The catalogue with `pruned`, the graph of this epoch: `kept_edges` of R̂, drawn by its
     weights 1/√(d_u d_i), with degrees of their own."""
+    del params
     graph = catalogue["graph"]
     kept = sample_edges(key, graph.forward.weights, catalogue["kept_edges"][0])
     fresh = renormalised(graph, kept, len(catalogue["users"]), len(catalogue["valid"]))
@@ -134,4 +135,4 @@ def freedom(
         return loss(out, pairs, reg)
 
     module = FREEDOM(width, layers, item_layers, modalities, train_features, cold, reg > 0)
-    return collaborative(module, aim, prepare, pruned if dropout else unchanged)
+    return collaborative(module, aim, prepare, pruned if dropout else undrawn)

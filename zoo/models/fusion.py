@@ -72,9 +72,9 @@ def fuse(
     def prepare(catalogue, parts=1):
         return b.prepare(catalogue, parts) | a.prepare(catalogue, parts)
 
-    def draw(catalogue, key, params):
+    def draw(params, catalogue, key):
         first, second = jax.random.split(key)
-        return b.draw(a.draw(catalogue, first, params["a"]), second, params["b"])
+        return b.draw(params["b"], a.draw(params["a"], catalogue, first), second)
 
     return scorer(init, loss, index, encode, match, prepare=prepare, draw=draw)
 
