@@ -109,21 +109,22 @@ def graph_speed() -> str:
     if told is None:
         return ""
     lines = [
-        "| training step | zoo, ms | PyTorch, ms | ratio (range) | gradient by hand, ms "
+        "| training step | cores | zoo, ms | PyTorch, ms | ratio (range) | gradient by hand, ms "
         "| ratio (range) | peak MiB |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for entry in (x for name, x in told.items() if name.endswith("cores")):
         row, (ms, peak) = entry["summary"], (entry["summary"][k] for k in RATES)
         lines.append(
-            f"| {row['model']}, {row['size']} size | {ms['zoo']:.0f} | {ms['torch']:.0f} | "
-            f"{_over(ms, 'torch')} | {ms['by hand']:.0f} | {_over(ms, 'by hand')} | "
+            f"| {row['model']}, {row['size']} size | {row['cores']} | {ms['zoo']:.0f} | "
+            f"{ms['torch']:.0f} | {_over(ms, 'torch')} | {ms['by hand']:.0f} | {_over(ms, 'by hand')} | "
             f"{peak['zoo']:.0f}, {peak['torch']:.0f}, {peak['by hand']:.0f} |"
         )
     big = told["scale"]
     lines += [
         "",
-        "Wall time on a quiet machine, two cores, each side at its best number of threads. "
+        "Wall time; two cores: a quiet machine, each side at its best number of threads; one core: "
+        "a training had the other. "
         f"{big['users']:,} users, {big['items']:,} items, {big['edges']:,} edges, width 64: three "
         f"layers {big['three_layers_cpu_ms'] / 1e3:.0f} s, a training step "
         f"{big['training_step_cpu_s']:.0f} s of processor time, "
