@@ -117,7 +117,8 @@ def graph_speed() -> str:
         row, (ms, peak) = entry["summary"], (entry["summary"][k] for k in RATES)
         lines.append(
             f"| {row['model']}, {row['size']} size | {row['cores']} | {ms['zoo']:.0f} | "
-            f"{ms['torch']:.0f} | {_over(ms, 'torch')} | {ms['by hand']:.0f} | {_over(ms, 'by hand')} | "
+            f"{ms['torch']:.0f} | {_over(ms, 'torch')} | {ms['by hand']:.0f} | "
+            f"{_over(ms, 'by hand')} | "
             f"{peak['zoo']:.0f}, {peak['torch']:.0f}, {peak['by hand']:.0f} |"
         )
     big = told["scale"]
