@@ -319,3 +319,46 @@ def test_a_model_reads_the_vectors_and_its_bundle_says_whose_they_are(dataset, t
         ValueError, match="other 'text' vectors:\n  dtype: there .float32., here null"
     ):
         api.pretrained_for("vbpr", bundle, plain)
+
+
+SMALL = {"items": "content", "width": 16, "layers": 1, "max_len": 8, "modalities": ("text",)}
+
+
+def test_a_side_network_learns_beside_the_layers_that_embed_keeps(dataset, bert, texts, tmp_path):
+    told = embed(dataset, bert, tmp_path / "layers", pooling="layers", batch=8)
+    layers = encoder(bert).modules["text"].stack.layers + 1
+    assert told["width"] == layers * 32
+    data = api.load_data(dataset, api.DataOptions(features=(str(tmp_path / "layers"),)))
+    beside = api.Encoding(("text",), "side", width=8, refresh=0)
+    settings = api.Settings(steps=4, batch=8, rate=1e-2)
+    run = {"encoding": beside, "objective": "in-batch", **SMALL}
+    fitted, seen = api.fit("sasrec", data, tmp_path / "run", settings, **run)
+    assert set(fitted.params["encoders"]["text"]) >= {"gates", "down_0", "out"}
+    bundle = api.from_pretrained(tmp_path / "run")
+    assert api.evaluate(bundle, data).metrics == pytest.approx(api.evaluate(fitted, seen).metrics)
+    plain = api.load_data(dataset, api.DataOptions(features=(str(texts[0]),)))
+    with pytest.raises(DataError, match="zoo embed --pooling layers"):
+        api.fit("sasrec", plain, None, settings, **run)
+
+
+@pytest.mark.slow
+def test_a_published_encoder_learns_with_the_model_from_its_own_weights(dataset, bert, tmp_path):
+    data, known = api.load_data(dataset), encoder(bert).params["text"]
+    whole = api.Encoding(("text",), str(bert), dropout=0.0, refresh=0)
+    settings = api.Settings(steps=4, batch=8, rate=1e-3)
+    run = {"encoding": whole, "objective": "in-batch", **SMALL}
+    still, _ = api.fit("sasrec", data, None, settings, adapt="encoders", **run)
+    jax.tree.map(np.testing.assert_array_equal, still.params["encoders"]["text"], known)
+    moved, _ = api.fit("sasrec", data, tmp_path / "run", settings, **run)
+    ours = moved.params["encoders"]["text"]["words"]["table"]
+    assert 0 < np.abs(ours - known["words"]["table"]).max() < 0.02
+    lists = api.from_pretrained(tmp_path / "run").recommend([data.dataset.item_ids[2]], k=5)
+    assert len(lists) == 5
+    with pytest.raises(ValueError, match="no tower for the modality"):
+        api.fit(
+            "sasrec",
+            data,
+            None,
+            settings,
+            **run | {"encoding": replace(whole, modalities=("image",))},
+        )

@@ -139,6 +139,8 @@ def test_what_cannot_be_pretrained_says_so(shop, tmp_path, capsys):
         pretrain_content("mask", shop, tmp_path, ENCODING)
     with pytest.raises(ValueError, match="name modalities"):
         pretrain_content("masked", shop, tmp_path, Encoding())
+    with pytest.raises(ValueError, match="encode.kind is 'side'"):
+        pretrain_content("masked", shop, tmp_path, replace(ENCODING, kind="side"))
     with pytest.raises(ValueError, match="compares two modalities"):
         pretrain_content("siglip", shop, tmp_path, replace(ENCODING, modalities=("text",)))
     with pytest.raises(ValueError, match="tells words from pictures"):

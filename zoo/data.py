@@ -152,9 +152,10 @@ def with_raw(data: Data, encoding: Encoding) -> Data:
     return replace(data, dataset=dataset, raw={name: rows for name, (rows, *_) in found.items()})
 
 
-def raw_sha256(raw: dict[str, Any]) -> dict[str, str]:
-    """What an encoder of words depends on: which word has which id."""
-    return {m: params_sha256({"ids": x["ids"]}) for m, x in raw.items() if m == "text"}
+def word_ids_sha256(raw: dict[str, Any]) -> str | None:
+    """Of the ids of all items' words, on which a small encoder of text depends; None: no text."""
+    ids = raw["text"].get("ids") if isinstance(raw.get("text"), dict) else None
+    return None if ids is None else params_sha256({"ids": ids})
 
 
 def with_codes(data: Data, usual: str) -> Data:

@@ -22,7 +22,7 @@ from pipelines.loader import Arrays, Loader
 from pipelines.schema import DataError
 from zoo import mesh as meshes
 from zoo.content_objectives import OBJECTIVES, objective
-from zoo.data import Data, raw_sha256, with_raw
+from zoo.data import Data, with_raw, word_ids_sha256
 from zoo.encoders.small import Encoding, encoders
 from zoo.fitting import Fitted, run_through
 from zoo.names import unknown
@@ -71,6 +71,8 @@ def pretrain_content(
         raise unknown("unknown objective", name, OBJECTIVES)
     if not encoding.modalities:
         raise ValueError("there is nothing to pretrain: name modalities (--encode.modalities).")
+    if encoding.kind != "small":
+        raise ValueError(f"pretraining makes small encoders; --encode.kind is '{encoding.kind}'.")
     read = ("image", "text") if name == "autoregressive" else encoding.modalities
     data = with_raw(data, replace(encoding, modalities=read))
     catalogue, mesh = _catalogue(data), mesh or meshes.make_mesh(1)
@@ -161,7 +163,7 @@ def _retrieval(model: Any, fitted: Fitted, held: np.ndarray) -> dict[str, dict[s
 def _save(folder: Path, name: str, encoding: Encoding, fitted: Fitted, data: Data, told) -> None:
     """A bundle without items to recommend: encoders, and which content they were trained on."""
     config = {"objective": name, "encoding": asdict(encoding), "steps": fitted.steps}
-    config["raw_sha256"] = raw_sha256(data.raw)
+    config["word_ids_sha256"] = word_ids_sha256(data.raw)
     save_bundle(
         folder,
         config=config,

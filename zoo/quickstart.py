@@ -89,7 +89,7 @@ def check_free(out: Path, settings: Settings) -> None:
     path = out / "run" / "run.json"
     if not path.exists():
         return
-    theirs, mine = json.loads(path.read_text()), asdict(settings)
+    theirs, mine = json.loads(path.read_text()), json.loads(json.dumps(asdict(settings)))
     other = [f"{k} {theirs.get(k)}, not {v}" for k, v in mine.items() if theirs.get(k) != v]
     if other:
         raise ValueError(f"{out} holds a quickstart of {'; '.join(other)}. Choose another --out.")

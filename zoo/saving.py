@@ -9,7 +9,7 @@ import jax
 from checkpoints.bundle import save_bundle
 from zoo import coding
 from zoo import mesh as meshes
-from zoo.data import Data
+from zoo.data import Data, word_ids_sha256
 from zoo.encoders.small import Encoding, encoders
 from zoo.end_to_end import end_to_end
 from zoo.fitting import Fitted
@@ -47,7 +47,7 @@ def save(
         "fields": {k: chosen.get(k, default) for k, (_, default) in known.items()},
         "steps": fitted.steps,
         **({"adapt": adapt} if adapt else {}),
-        **({"encoding": asdict(encoding)} if encoding else {}),
+        **(_encoded(encoding, data) if encoding else {}),
     }
     split = {
         "name": data.split.name,
@@ -75,6 +75,10 @@ def save(
         card=card(model, config, split, evaluation_row),
         codes=codes or None,
     )
+
+
+def _encoded(encoding: Encoding, data: Data) -> dict[str, Any]:
+    return {"encoding": asdict(encoding), "word_ids_sha256": word_ids_sha256(data.raw)}
 
 
 def _titled(data: Data, titles: bool) -> bool:

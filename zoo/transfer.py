@@ -10,12 +10,20 @@ import numpy as np
 from checkpoints.bundle import Bundle
 from zoo import coding
 from zoo.adapt import merged
-from zoo.data import Data, raw_sha256
+from zoo.data import Data, word_ids_sha256
 from zoo.embed import space_differences
 from zoo.encoders.small import Encoding
 from zoo.serve import Pretrained, bundle_of
 
-MAKE = ("width", "layers", "heads", "patch", "pixels", "tokens")  # what makes two encoders alike
+MAKE = (
+    "kind",
+    "width",
+    "layers",
+    "heads",
+    "patch",
+    "pixels",
+    "tokens",
+)  # what makes two encoders alike
 log = logging.getLogger("zoo")
 
 
@@ -59,13 +67,15 @@ def pretrained_for(
             )
     text, mine = bundle.data_options().text, data.options.text
     other = bundle.split.get("data") != data.dataset.name
-    if "text" in known - set(made) and (text != mine or other and text == "lsa"):
+    if "text" in known - set(made) - set(data.raw) and (text != mine or other and text == "lsa"):
         raise ValueError(
             f"the graft was pretrained on text='{text}' features of {bundle.split.get('data')}, "
             f"which mean nothing on text='{mine}' features of {data.dataset.name}: use "
             "--text hashed for both, the same space in every data set."
         )
     _check_codes(bundle, data)
+    if encoding and "encoding" in bundle.config:
+        _check_make(bundle.bundle, data, encoding)
     found = bundle.params
     if bundle.config.get("adapt") not in (None, adapt):
         found = merged(bundle.recommender, found)
@@ -79,23 +89,29 @@ def _encoders_of(bundle: Bundle, data: Data, encoding: Encoding | None) -> dict[
             "the graft holds encoders of raw content, and this run reads features: name the "
             "modalities that it shall encode itself (--encode.modalities)."
         )
-    theirs, mine = bundle.config["encoding"], asdict(encoding)
-    other = {k: (theirs[k], mine[k]) for k in MAKE if theirs[k] != mine[k]}
-    if other:
-        told = "; ".join(f"{k} {a} there, {b} here" for k, (a, b) in other.items())
-        raise ValueError(f"the graft's encoders are of another make: {told}. Name the same.")
+    _check_make(bundle, data, encoding)
     there = {m: x for m, x in bundle.params["encoders"].items() if m in encoding.modalities}
     if not there:
         raise ValueError(
             f"the graft has encoders of {sorted(bundle.params['encoders'])}; this run encodes "
             f"{list(encoding.modalities)}."
         )
-    if "text" in there and bundle.config["raw_sha256"] != raw_sha256(data.raw):
+    return {"encoders": there}
+
+
+def _check_make(bundle: Bundle, data: Data, encoding: Encoding) -> None:
+    """Raise ValueError where the bundle's encoders are of other sizes, or read other word ids."""
+    theirs, mine = bundle.config["encoding"], asdict(encoding)
+    other = {k: (theirs[k], mine[k]) for k in MAKE if theirs[k] != mine[k]}
+    if other:
+        told = "; ".join(f"{k} {a} there, {b} here" for k, (a, b) in other.items())
+        raise ValueError(f"the graft's encoders are of another make: {told}. Name the same.")
+    here = word_ids_sha256(data.raw)
+    if here and encoding.kind == "small" and bundle.config["word_ids_sha256"] not in (None, here):
         raise ValueError(
             f"the graft's encoder read the words of {bundle.split['data']} under other ids than "
             f"those of {data.dataset.name}: pretrain on these items, with as many tokens."
         )
-    return {"encoders": there}
 
 
 def _check_codes(bundle: Pretrained, data: Data) -> None:

@@ -25,7 +25,7 @@ class Encoding:
     modalities: tuple[str, ...] = ()  # image, text
     kind: str = "small"  # small: from nothing, of the sizes below; side: a network beside the
     # layers of an encoder that stays as it was (zoo embed --pooling layers, --features); or the
-    # folder of a published encoder
+    # folder of a published encoder, whose inputs of all items are held in memory
     width: int = 64
     layers: int = 2  # small
     heads: int = 4
