@@ -137,6 +137,7 @@ def test_serving_ranks_by_what_the_encoder_makes_of_every_item():
     assert np.all((found[0] > 0) & (found[0] <= N_ITEMS))
 
 
+@pytest.mark.slow
 def test_training_moves_the_encoder_and_the_dispatch_sees_it():
     recommender, chain = model("ce"), optimizer(1e-2)
     params, made = started(recommender)
