@@ -205,13 +205,13 @@ FIELDS = {"width": 16, "layers": 1, "max_len": 12, "items": "both"}
 
 def test_a_run_encodes_its_content_and_its_bundle_serves_alike(shop, tmp_path):
     settings = api.Settings(epochs=2, batch=16, rate=1e-2)
-    more = {"encoding": ENCODING, **FIELDS}
+    more = {"encoding": replace(ENCODING, modalities=("image",)), **FIELDS}
     fitted, seen = api.fit("sasrec", shop, tmp_path / "run", settings, **more)
     assert fitted.steps % 8 == 0, "the catalogue is encoded every so many steps"
     bundle = api.from_pretrained(tmp_path / "run")
     assert bundle.catalogue["features"]["image"].shape[1] == 16
-    there = bundle.catalogue["present"]["text"]
-    assert np.asarray(bundle.catalogue["features"]["text"])[there].std() > 0.5
+    there = bundle.catalogue["present"]["image"]
+    assert np.asarray(bundle.catalogue["features"]["image"])[there].std() > 0.5
     assert api.evaluate(bundle, shop).metrics == pytest.approx(api.evaluate(fitted, seen).metrics)
     assert len(bundle.recommend([shop.dataset.item_ids[3]], k=5)) == 5
     again, _ = api.fit("sasrec", shop, tmp_path / "run", settings, **more)
