@@ -11,7 +11,7 @@ a process of its own, held to the same cores, after choosing PyTorch's best sett
 Processor times stand beside wall times: on a machine that does other work they tell more.
 
 A product waits for memory, so on graphs larger than the cache huge pages help (Linux with glibc):
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1 made that of 1e6 edges 1.4 to 1.7 times as fast.
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1, which `beside` gives to both sides.
 """
 
 import argparse
@@ -49,16 +49,12 @@ ENVIRONMENT = {
 }
 RATES = ("ms_per_step", "cpu_ms_per_step", "peak_mib")
 FAILED = (
-    "Tried for the sparse product on CPU against the compressed-row kernel, times its time: tables "
-    "cut into 2, 4 or 8 slices of their width 0.9 to 3, rows of equal length as a sum of gathers "
-    "1.6 to 4, gather and batched dot 2.4 to 5.6, sorted segment sum 3 to 11. The kernel already "
-    "shares its rows among the threads of the process, so cutting rows into parts gains nothing "
-    "on one device. Negatives by rejection in a loop took about 3 of 24 ms of a tiktok step; the "
-    "exact draw replaced it. Huge pages change little at the size of tiktok; at that of Sports, "
-    "in one run each, they took the zoo's step from 204 to 134 ms of processor time and PyTorch's "
-    "from 169 to 159. On two quiet cores the six pairs of products are 12 to 15 of 16 ms of a "
-    "tiktok step and 66 to 72 of 80 ms of one at the size of Sports. Nodes sorted by degree take "
-    "0.8 to 1.4 times as long, columns in 2 or 4 blocks 1.4 to 2.3 times."
+    "Tried for the sparse product on CPU and no faster than the compressed-row kernel: tables cut "
+    "into slices of their width, rows of equal length as a sum of gathers, gather and batched dot, "
+    "sorted segment sums, nodes sorted by degree, columns in blocks. The kernel shares its rows "
+    "among the threads of the process, so cutting rows into parts gains nothing on one device. "
+    "What helped: an exact draw of negatives in place of rejection in a loop, and huge pages on "
+    "graphs larger than the cache. The products are most of a step, and wait for memory."
 )
 
 
@@ -247,13 +243,14 @@ def edges(args: argparse.Namespace) -> dict:
     import random_graph
 
     from zoo import graph as graphs
+    from zoo.edges import interaction_graph
 
     rows = []
     for count in args.edges:
         n = 128 * round(count / 1280)
         users, items = random_graph.interactions(n - 1, n - 1, count)
         begun = time.perf_counter()
-        graph = graphs.interaction_graph(users, items, n, n)
+        graph = interaction_graph(users, items, n, n)
         built = time.perf_counter() - begun
         graph = jax.device_put(graph)
         x = jax.random.normal(jax.random.key(0), (2, n, 64))

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from zoo import edges
 from zoo import graph as graphs
 from zoo.mesh import make_mesh
 from zoo.models import build
@@ -27,7 +28,7 @@ PARTS = (1, 2, 4, 8)
 def weighted(parts=1):
     """A graph of arbitrary weights, its edges given in any order."""
     s = SHUFFLED
-    graph = graphs.from_edges(ROWS[s], COLUMNS[s], WEIGHTS[s], (U, N), parts)
+    graph = edges.from_edges(ROWS[s], COLUMNS[s], WEIGHTS[s], (U, N), parts)
     dense = np.zeros((U, N), np.float32)
     dense[ROWS, COLUMNS] = WEIGHTS
     return graph, dense
@@ -85,16 +86,16 @@ def test_both_sides_hold_the_same_edges_and_point_at_each_other(parts):
 
 def test_graph_without_edges():
     none = np.zeros(0, np.int32)
-    graph = graphs.from_edges(none, none, np.zeros(0), (4, 8), 2)
+    graph = edges.from_edges(none, none, np.zeros(0), (4, 8), 2)
     assert not jax.jit(graphs.product)(graph, np.ones((8, 3), np.float32)).any()
-    assert not graphs.interaction_graph(none, none, 4, 8).forward.weights.any()
+    assert not edges.interaction_graph(none, none, 4, 8).forward.weights.any()
 
 
-@pytest.mark.parametrize("make", [graphs.from_edges, graphs.interaction_graph])
+@pytest.mark.parametrize("make", [edges.from_edges, edges.interaction_graph])
 def test_errors_name_the_edge(make):
     def graph(rows, columns, parts=1):
         rows, columns = np.array(rows), np.array(columns)
-        if make is graphs.interaction_graph:
+        if make is edges.interaction_graph:
             return make(rows, columns, 4, 6, parts)
         return make(rows, columns, np.ones(len(rows)), (4, 6), parts)
 
@@ -111,16 +112,16 @@ def test_errors_name_the_edge(make):
 def test_repeated_edges():
     rows, columns = np.array([2, 1, 2, 2]), np.array([3, 1, 0, 3])
     with pytest.raises(ValueError, match=r"the edge \(2, 3\) occurs twice"):
-        graphs.from_edges(rows, columns, np.ones(4), (4, 6))
+        edges.from_edges(rows, columns, np.ones(4), (4, 6))
     once = np.zeros((4, 6))
     once[rows, columns] = 1
-    graph = graphs.interaction_graph(rows, columns, 4, 6)
+    graph = edges.interaction_graph(rows, columns, 4, 6)
     np.testing.assert_allclose(dense_of(graph.forward, (4, 6)), normalised(once), atol=1e-6)
 
 
 @pytest.mark.parametrize("parts", (1, 8))
 def test_interaction_graph_and_layers(parts):
-    graph = graphs.interaction_graph(ROWS[SHUFFLED], COLUMNS[SHUFFLED], U, N, parts)
+    graph = edges.interaction_graph(ROWS[SHUFFLED], COLUMNS[SHUFFLED], U, N, parts)
     r = normalised(LINKS)
     np.testing.assert_allclose(dense_of(graph.forward, (U, N)), r, atol=1e-6)
     both = np.block([[np.zeros((U, U)), r], [r.T, np.zeros((N, N))]])
@@ -186,7 +187,7 @@ def test_fewer_edges_with_weight_than_asked_for():
 
 @pytest.mark.parametrize("parts", (1, 8))
 def test_renormalised_equals_the_graph_of_the_kept_edges(parts):
-    graph = graphs.interaction_graph(ROWS, COLUMNS, U, N, parts)
+    graph = edges.interaction_graph(ROWS, COLUMNS, U, N, parts)
     m = int(0.6 * len(ROWS))
 
     @jax.jit
@@ -214,7 +215,7 @@ def features(n=23):
 @pytest.mark.parametrize("chunk", (None, 1, 5, 8, 23, 64))
 def test_nearest_equals_brute_force_with_ties_by_index(chunk):
     x, present = features()
-    items, cosines = graphs.nearest(x, 4, present, chunk)
+    items, cosines = edges.nearest(x, 4, present, chunk)
     signs = np.sign(x)
     exact = (signs @ signs.T) / 16
     for row in range(len(x)):
@@ -229,7 +230,7 @@ def test_nearest_equals_brute_force_with_ties_by_index(chunk):
 
 def test_nearest_of_any_vectors():
     x = RNG.normal(size=(37, 6)).astype(np.float32)
-    items, cosines = graphs.nearest(x, 5, np.ones(37, bool), 10)
+    items, cosines = edges.nearest(x, 5, np.ones(37, bool), 10)
     wide = x.astype(np.float64)
     wide /= np.linalg.norm(wide, axis=1, keepdims=True)
     exact = wide @ wide.T
@@ -240,11 +241,11 @@ def test_nearest_of_any_vectors():
 def test_fewer_rows_with_the_modality_than_neighbours():
     x, _ = features(6)
     present = np.array([True, False, True, False, False, False])
-    items, cosines = graphs.nearest(x, 9, present)
+    items, cosines = edges.nearest(x, 9, present)
     assert items.shape == (6, 6)
     assert (np.isfinite(cosines).sum(1) == 2 * present).all()
     assert set(items[np.isfinite(cosines)]) == {0, 2}
-    graph = graphs.neighbour_graph(items, cosines, weighted=False)
+    graph = edges.neighbour_graph(items, cosines, weighted=False)
     assert set(graph.forward.rows) == {0, 2} == set(graph.backward.rows)
 
 
@@ -254,13 +255,13 @@ def test_neighbour_graph_by_its_definition(weighted, parts):
     """D^-1/2 S D^-1/2 with the row sums of S on both sides, also where S is not symmetric."""
     x = np.abs(RNG.normal(size=(N, 6))).astype(np.float32)
     present = RNG.random(N) < 0.8
-    items, cosines = graphs.nearest(x, 4, present)
+    items, cosines = edges.nearest(x, 4, present)
     s = np.zeros((N, N))
     for row in np.flatnonzero(present):
         s[row, items[row]] = cosines[row] if weighted else 1
     d = np.where(present, s.sum(1), 1)
     wanted = s / np.sqrt(d[:, None] * d[None, :])
-    graph = graphs.neighbour_graph(items, cosines, weighted, parts)
+    graph = edges.neighbour_graph(items, cosines, weighted, parts)
     np.testing.assert_allclose(dense_of(graph.forward, (N, N)), wanted, atol=1e-5)
     np.testing.assert_allclose(dense_of(graph.backward, (N, N)), wanted.T, atol=1e-5)
     assert not np.allclose(wanted, wanted.T)
@@ -268,7 +269,7 @@ def test_neighbour_graph_by_its_definition(weighted, parts):
 
 @pytest.mark.parametrize("parts", (1, 8))
 def test_unseen_items_are_uniform_over_the_rest(parts):
-    history = graphs.interaction_graph(ROWS, COLUMNS, U, N, parts).forward
+    history = edges.interaction_graph(ROWS, COLUMNS, U, N, parts).forward
     history = jax.tree.map(jnp.asarray, history)
     popularity = LINKS.sum(0).astype(np.float32)
     trained = popularity > 0
@@ -298,7 +299,7 @@ def test_unseen_items_by_brute_force():
         links = np.random.default_rng(seed).random((8, 12)) < (0.2, 0.5, 0.9)[seed]
         links[:, 0] = False
         rows, columns = np.nonzero(links)
-        history = graphs.interaction_graph(rows, columns, 8, 12).forward
+        history = edges.interaction_graph(rows, columns, 8, 12).forward
         users = np.repeat(np.arange(8), 300)
         items, found = sample_unseen(
             jax.random.key(seed),
@@ -374,7 +375,7 @@ def test_sharded_lightgcn_equals_one_device(lightgcn, shape):
 
 
 def test_a_graph_of_other_parts_than_the_mesh_is_refused():
-    graph = graphs.interaction_graph(np.arange(16), np.arange(16), 16, 16, parts=1)
+    graph = edges.interaction_graph(np.arange(16), np.arange(16), 16, 16, parts=1)
     with jax.set_mesh(make_mesh(4, 2)):
         with pytest.raises(ValueError, match="1 parts and the mesh 8 devices.*parts=8"):
             graphs.product(graph, jnp.ones((16, 4)))

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.graph import interaction_graph
+from zoo.edges import interaction_graph
 from zoo.layers import Table
 from zoo.losses import bpr
 from zoo.negatives import sample_unseen

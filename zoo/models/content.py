@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.graph import Graph, from_edges, nearest, neighbour_graph
+from zoo.edges import from_edges, nearest, neighbour_graph
+from zoo.graph import Graph
 from zoo.layers import Table
 from zoo.models.collaborative import Pairs
 from zoo.names import unknown

@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 import scipy.sparse
 
+from zoo.edges import from_edges
 from zoo.fusion import AttentionMean, SpectralFusion
-from zoo.graph import Graph, from_edges, light_mean, product
+from zoo.graph import Graph, light_mean, product
 from zoo.losses import info_nce, normalise
 from zoo.models.collaborative import (
     Free,
