@@ -20,6 +20,7 @@ from zoo.fitting import fit as fit_split
 from zoo.floor_table import floor_table
 from zoo.models import Entry, build, entry, reads
 from zoo.recommender import Recommender
+from zoo.result import Result
 from zoo.saving import save
 from zoo.serve import Pretrained, Recommendation, from_pretrained
 from zoo.settings import Settings, settings_for
@@ -127,7 +128,7 @@ def evaluate(
     max_len: int = 50,
     catalogue: dict[str, Any] | None = None,
     batch: int = 512,
-) -> evaluation.Result:
+) -> Result:
     """Full-ranking metrics of a bundle, of what `fit` returned, or of (recommender, params), on
     `valid` or `test`."""
     if isinstance(model, Pretrained):
