@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from zoo.encoders.image import patches
 from zoo.encoders.t5 import T5Stack
-from zoo.end_to_end import ContentEncoder
+from zoo.end_to_end import ContentEncoder, encoded, init_encoders, rows_of
 from zoo.layers import init_normal
 from zoo.losses import clip, mean, normalise, siglip
 from zoo.names import unknown
@@ -35,11 +35,12 @@ GREY = 127
 
 
 class Pretraining(NamedTuple):
-    """As much of a recommender as a training step needs; `view` is what retrieval compares."""
+    """As much of a recommender as a training step needs; `view` is for retrieval."""
 
     init: Callable[..., Any]  # (key, catalogue, batch) -> {encoders, heads}
     loss: Callable[..., tuple[Array, dict[str, Array]]]  # (params, catalogue, batch, key)
-    view: Callable[..., dict[str, Array]]  # (params, catalogue, ids [b]) -> {m: [b,d]}, unit length
+    view: Callable[..., dict[str, Array]] | None = None  # (params, catalogue, ids [b]) ->
+    # {m: [b,d]}, unit length, where modalities are compared
     draw: Callable[..., dict] = undrawn
 
 
@@ -78,20 +79,6 @@ class Captioner(nn.Module):
         return jnp.take_along_axis(log_p, words[:, :, None], axis=-1)[..., 0]
 
 
-def _made(encoders: Mapping[str, ContentEncoder], params, catalogue, ids, key=None):
-    """{m: vectors [b,f]}, {m: bool[b] which of them there are}."""
-    made, there = {}, {}
-    for i, (m, one) in enumerate(encoders.items()):
-        own = None if key is None else jax.random.fold_in(key, i)
-        made[m] = one.apply(params["encoders"][m], _rows(catalogue, m, ids), own)
-        there[m] = _there(catalogue, m, ids)
-    return made, there
-
-
-def _rows(catalogue: dict, m: str, ids: Array) -> Any:
-    return jax.tree.map(lambda x: jnp.take(x, ids, axis=0), catalogue["raw"][m])
-
-
 def _there(catalogue: dict, m: str, ids: Array) -> Array:
     return jnp.take(catalogue["present"][m], ids) & (ids > 0)
 
@@ -100,14 +87,9 @@ def _with_heads(encoders: Mapping[str, ContentEncoder], heads: Callable) -> Call
     """init: the encoders', and heads(key, params, catalogue, ids)."""
 
     def init(key, catalogue, batch):
-        own, *keys = jax.random.split(key, 1 + len(encoders))
-        ids = batch["items"][:1]
-        params = {
-            m: one.init(k, _rows(catalogue, m, ids))
-            for k, (m, one) in zip(keys, encoders.items(), strict=True)
-        }
-        params = {"encoders": params}
-        return params | {"heads": heads(own, params, catalogue, ids)}
+        own, other = jax.random.split(key)
+        params = {"encoders": init_encoders(other, encoders, catalogue)}
+        return params | {"heads": heads(own, params, catalogue, batch["items"][:1])}
 
     return init
 
@@ -128,10 +110,11 @@ def contrastive(
     project = Projections(width, *(float(x) for x in start))
 
     def heads(key, params, catalogue, ids):
-        return project.init(key, _made(encoders, params, catalogue, ids)[0])["params"]
+        return project.init(key, encoded(encoders, params, catalogue, ids))["params"]
 
     def put(params, catalogue, ids, key=None):
-        made, there = _made(encoders, params, catalogue, ids, key)
+        there = {m: _there(catalogue, m, ids) for m in encoders}
+        made = encoded(encoders, params, catalogue, ids, key)
         made, scale, bias = project.apply({"params": params["heads"]}, made)
         return {m: normalise(x) for m, x in made.items()}, there, scale, bias
 
@@ -178,7 +161,7 @@ def masked(encoders: Mapping[str, ContentEncoder], patch: int = 16) -> Pretraini
         total, told = 0.0, {}
         for i, (m, one) in enumerate(encoders.items()):
             hide_key, own = jax.random.split(jax.random.fold_in(key, i))
-            raw = _rows(catalogue, m, batch["items"])
+            raw = rows_of(catalogue, m, batch["items"])
             hide = _hide_patches if m == "image" else _hide_words
             seen, target, hidden = hide(hide_key, raw, patch, _vocabulary(catalogue))
             states = one.states(params["encoders"][m], seen, own)
@@ -188,10 +171,7 @@ def masked(encoders: Mapping[str, ContentEncoder], patch: int = 16) -> Pretraini
             total += told[m]
         return total, told
 
-    def view(params, catalogue, ids):
-        return {m: normalise(x) for m, x in _made(encoders, params, catalogue, ids)[0].items()}
-
-    return Pretraining(_with_heads(encoders, heads), loss, view)
+    return Pretraining(_with_heads(encoders, heads), loss)
 
 
 def _vocabulary(catalogue: dict) -> int:
@@ -244,25 +224,22 @@ def autoregressive(encoders: Mapping[str, ContentEncoder]) -> Pretraining:
         return Captioner(_vocabulary(catalogue), one.width)
 
     def heads(key, params, catalogue, ids):
-        states = one.states(params["encoders"]["image"], _rows(catalogue, "image", ids), None)
-        words = _rows(catalogue, "text", ids)["ids"]
+        states = one.states(params["encoders"]["image"], rows_of(catalogue, "image", ids), None)
+        words = rows_of(catalogue, "text", ids)["ids"]
         return decoder(catalogue).init(key, states, words)["params"]
 
     def loss(params, catalogue, batch, key):
         own, drop = jax.random.split(key)
         ids = batch["items"]
-        states = one.states(params["encoders"]["image"], _rows(catalogue, "image", ids), own)
-        words = _rows(catalogue, "text", ids)
+        states = one.states(params["encoders"]["image"], rows_of(catalogue, "image", ids), own)
+        words = rows_of(catalogue, "text", ids)
         rngs, heads = {"dropout": drop}, {"params": params["heads"]}
         log_p = decoder(catalogue).apply(heads, states, words["ids"], True, rngs=rngs)
         there = _there(catalogue, "image", ids) & _there(catalogue, "text", ids)
         value = -mean(log_p, (words["mask"] & there[:, None]).astype(jnp.float32))
         return value, {"text": value}
 
-    def view(params, catalogue, ids):
-        return {m: normalise(x) for m, x in _made(encoders, params, catalogue, ids)[0].items()}
-
-    return Pretraining(_with_heads(encoders, heads), loss, view)
+    return Pretraining(_with_heads(encoders, heads), loss)
 
 
 OBJECTIVES = ("contrastive", "siglip", "co-consumption", "masked", "autoregressive")

@@ -52,18 +52,16 @@ def end_to_end(
         raise ValueError(f"bound is {bound}; expected at least one item, or None.")
 
     def init(key: Array, catalogue: Catalogue, batch: Batch) -> Any:
-        own, *keys = jax.random.split(key, 1 + len(encoders))
-        params = {}
-        for each, (name, one) in zip(keys, encoders.items(), strict=True):
-            params[name] = one.init(each, jax.tree.map(lambda x: x[:1], catalogue["raw"][name]))
-        return {"model": recommender.init(own, catalogue, batch), "encoders": params}
+        own, other = jax.random.split(key)
+        model = recommender.init(own, catalogue, batch)
+        return {"model": model, "encoders": init_encoders(other, encoders, catalogue)}
 
     def loss(params: Any, catalogue: Catalogue, batch: Batch, key: Array):
         model_key, encoder_key = jax.random.split(key)
         named = jnp.concatenate([batch[k].reshape(-1) for k in ASKED if k in batch])
         n = len(catalogue["valid"])
         ids, left = (named, 0) if bound is None else _distinct(named, bound, n)
-        fresh = _encoded(encoders, params, catalogue, ids, encoder_key, remat)
+        fresh = encoded(encoders, params, catalogue, ids, encoder_key, remat)
         tables = {m: _put(catalogue["features"][m], ids, x) for m, x in fresh.items()}
         seen = {**catalogue, "features": {**catalogue["features"], **tables}}
         value, metrics = recommender.loss(params["model"], seen, batch, model_key)
@@ -113,20 +111,41 @@ def encoded_catalogue(
         return catalogue
     n = len(catalogue["valid"])
     chunks = jnp.arange(n).reshape(-1, CHUNK if n % CHUNK == 0 else n)
-    made = jax.lax.map(lambda ids: _encoded(encoders, params, catalogue, ids), chunks)
+    made = jax.lax.map(lambda ids: encoded(encoders, params, catalogue, ids), chunks)
     made = {name: x.reshape(n, -1) for name, x in made.items()}
     return {**catalogue, "features": {**catalogue["features"], **made}}
 
 
-def _encoded(encoders, params, catalogue, ids, key=None, remat=False) -> dict[str, Array]:
-    """{m: [c,f]} of items ids [c]."""
+def init_encoders(
+    key: Array, encoders: Mapping[str, ContentEncoder], catalogue: Catalogue
+) -> dict[str, Any]:
+    """{m: fresh parameters}."""
+    first = jnp.zeros(1, jnp.int32)
+    return {
+        m: one.init(jax.random.fold_in(key, i), rows_of(catalogue, m, first))
+        for i, (m, one) in enumerate(encoders.items())
+    }
+
+
+def rows_of(catalogue: Catalogue, m: str, ids: Array) -> Any:
+    """The raw content of items ids [c] in one modality."""
+    return jax.tree.map(lambda x: jnp.take(x, ids, axis=0, mode="clip"), catalogue["raw"][m])
+
+
+def encoded(
+    encoders: Mapping[str, ContentEncoder],
+    params: Any,
+    catalogue: Catalogue,
+    ids: Array,
+    key: Array | None = None,
+    remat: bool = False,
+) -> dict[str, Array]:
+    """{m: [c,f]} of items ids [c]; key: of the dropout, None: serving."""
     made = {}
     for i, (name, one) in enumerate(encoders.items()):
-        raw = catalogue["raw"][name]
-        rows = jax.tree.map(lambda x: jnp.take(x, ids, axis=0, mode="clip"), raw)
         apply = jax.checkpoint(one.apply) if remat else one.apply
         own = None if key is None else jax.random.fold_in(key, i)
-        made[name] = apply(params["encoders"][name], rows, own)
+        made[name] = apply(params["encoders"][name], rows_of(catalogue, name, ids), own)
     return made
 
 

@@ -67,7 +67,6 @@ class Run:
         encoding: Encoding | None = None,
     ):
         s = self.settings = settings
-        self.start = start
         self.mesh, self.split, self.max_len = mesh, split, _longest(model, fields)
         plain, published = _built(model, fields, catalogue, encoding)
         self.recommender = adapted_by(plain, adapt)

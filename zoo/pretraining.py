@@ -86,7 +86,7 @@ def pretrain_content(
         fitted = run_through(run, out, mine, report)
         told = {"score": fitted.best["score"]}
         told |= {"trained_on": len(train["items"]), "held_out": len(held["items"])}
-        if name in ("contrastive", "siglip"):
+        if model.view is not None and "others" not in train:
             told["retrieval"] = _retrieval(model, fitted, held["items"])
     _save(Path(out) / "bundle", name, encoding, fitted, data, told)
     return fitted, told

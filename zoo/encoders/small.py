@@ -61,9 +61,13 @@ def _published(e: Encoding) -> dict[str, ContentEncoder]:
         module = found.modules[name]
         width = jax.eval_shape(module.init_with_output, jax.random.key(0), *module.example())
         width = width[0]["pooled"].shape[-1]
-        inputs = lambda x: x if isinstance(x, tuple) else tuple(x[k] for k in sorted(x))  # noqa: E731
-        made[name] = _encoder(module, inputs, width)._replace(params=found.params[name])
+        made[name] = _encoder(module, _in_order, width)._replace(params=found.params[name])
     return made
+
+
+def _in_order(raw: dict[str, Array]) -> tuple[Array, ...]:
+    """A tower's inputs, kept under their numbers."""
+    return tuple(raw[number] for number in sorted(raw))
 
 
 def _stack(e: Encoding) -> EncoderStack:
