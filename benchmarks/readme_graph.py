@@ -71,6 +71,8 @@ def search() -> str:
             f"| {model} | {own:.4f} | {_test(usual)} | {top['valid']['recall@20']:.4f} | "
             f"{_test(best) if best else '–'} | {', '.join(f'{k} {v}' for k, v in told.items())} |"
         )
+    if len(lines) == 2:
+        return "Not run to its end for any model yet: no figures."
     how = (
         f"{TRIALS} trials a model, drawn once (`benchmarks/graph_experiments.py`), one seed, the "
         "same number of epochs at most; `python benchmarks/reach.py try-MODEL-tiktok-N`. –: no "
@@ -93,6 +95,8 @@ def study() -> str:
         if all(found.values()):
             cells = [f"{_seed(found[n])['test']['recall@20']:.4f}" for n in names]
             lines.append(f"| {model} | {' | '.join(cells)} |")
+    if len(lines) == 2:
+        return "Not run for any model yet: no figures."
     how = "`python benchmarks/reach.py MODEL-CONTENT-tiktok`; seed 0, the authors' settings. none: "
     return "\n".join(
         [*lines, "", how + "every item's content is missing; shuffled: another item's."]

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: its threads wait by spinning
-# What one test compiled another need not; workers and subprocesses share it. A third of the time.
+# What one test compiled another need not; workers and subprocesses share it.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/zoo-tests-{os.getuid()}"
 )
