@@ -1,15 +1,9 @@
 """The runs of reach.py: which model on which data, with which fields and settings."""
 
+from content_experiments import CONTENT_RUNS, MOVIES, TOWERS
 from graph_experiments import GRAPH
 
 SLOW_LOSS = {"epochs": 40, "rate": 2e-3, "evaluate_every": 170, "patience": 3}
-MOVIES = {
-    "model": "two_tower",
-    "data": "ml-latest-small",
-    "options": {"require": ("image",), "k_core": 5, "split": "global-time"},
-    "settings": {"epochs": 60, "rate": 1e-3, "patience": 6},
-}
-TOWERS = {"user": "trunk"}
 SPORTS_SEARCH = {
     "small-batch": ({}, {"batch": 8, "rate": 1e-3, "evaluate_every": 960}),
     "wide": ({"width": 128}, {"rate": 1e-3}),
@@ -127,6 +121,7 @@ MMGREC = {
 REC_IDS = {"method": "rqvae", "size": 128, "hidden": (64,), "width": 16, "steps": 2000}
 EXPERIMENTS: dict[str, dict] = {
     **GRAPH,
+    **CONTENT_RUNS,
     **TRANSFER,
     "mmgrec-tiktok": {
         **MMGREC,

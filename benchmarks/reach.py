@@ -36,6 +36,7 @@ RAN = (
     "pipelines",
     "benchmarks/experiments.py",
     "benchmarks/graph_experiments.py",
+    "benchmarks/content_experiments.py",
 )  # what a row depends on
 
 
@@ -69,18 +70,34 @@ def pretrained(
 ) -> tuple[Path, float]:
     """The pretrained run that a seed starts from, and its seconds of training.
 
-    experiment["pretrain"]: settings, and `data`, the folders beside this one's (default: itself).
+    experiment["pretrain"]: settings, and `data`, the folders beside this one's (default: itself),
+    or `objective`: the encoders alone, by the content of these items.
     """
     from zoo import api
+    from zoo.pretraining import SETTINGS, pretrain_content
 
     plan = experiment["pretrain"]
     folder = Path(out or tempfile.mkdtemp()) / "pretrained"
+    if "objective" in plan:
+        own = replace(SETTINGS, seed=seed, **plan["settings"])
+        what = (plan["objective"], data, folder, encoding_of(experiment), own)
+        fitted, told = pretrain_content(*what)
+        print(json.dumps(told), flush=True)
+        return folder, fitted.seconds
     settings = api.settings_for(experiment["model"], seed=seed, **plan["settings"])
     fields = {**experiment.get("fields", {}), "stage": "pretrain"}
     others = [root / name for name in plan.get("data", ())]
     source = api.load_data(others, data.options) if others else data
     fitted, _ = api.fit(experiment["model"], source, folder, settings, **fields)
     return folder, fitted.seconds
+
+
+def encoding_of(experiment: dict):
+    """What the model encodes itself; None: it reads features."""
+    from zoo import api
+
+    plan = experiment.get("encoding")
+    return None if plan is None else api.Encoding(**plan)
 
 
 def with_ids(experiment: dict, data, seed: int, out: Path | None):
@@ -128,6 +145,7 @@ def one(
             print(curve[-1], flush=True)
 
     given = {"report": report, "graft": graft, "vectors": vectors, **fields}
+    given |= {"encoding": encoding_of(experiment), "adapt": experiment.get("adapt")}
     fitted, seen = api.fit(experiment["model"], data, out, settings, **given)
     row = {
         "seed": seed,

@@ -1,0 +1,40 @@
+"""Content that the model encodes itself: end to end, after pretraining, adapted a little."""
+
+MOVIES = {
+    "model": "two_tower",
+    "data": "ml-latest-small",
+    "options": {"require": ("image",), "k_core": 5, "split": "global-time"},
+    "settings": {"epochs": 60, "rate": 1e-3, "patience": 6},
+}
+TOWERS = {"user": "trunk"}
+HOSTS = {"two_tower": TOWERS, "sasrec": {}}
+OWN = {"encoding": {"modalities": ("image", "text")}}  # posters, titles and genres
+FIRST = {"pretrain": {"objective": "contrastive", "settings": {}}}
+
+# What of an encoder pretrained on the same content trains on; `full`, all of it, is
+# `two_tower-pretrained`.
+SEEN = "^encoders_(image|text)/stack"
+ADAPTED = {
+    "kept": "encoders",
+    "prompt": f"encoders+prompt:8:{SEEN}$",
+    "adapter": f"encoders+adapter:16:{SEEN}/.*(attention|ffn)$",
+    "lora": "encoders+lora:8:encoders/.*(query|value)/kernel$",
+}
+
+
+def on_movies(host: str, items: str = "both", **more: dict) -> dict:
+    """A host on posters, titles and genres."""
+    fields = {**HOSTS[host], "items": items}
+    return {**MOVIES, "model": host, "folder": "content", "fields": fields, **more}
+
+
+CONTENT_RUNS: dict[str, dict] = {
+    **{f"{host}-id": on_movies(host, "id") for host in HOSTS},
+    **{f"{host}-features": on_movies(host) for host in HOSTS},
+    **{f"{host}-whole": on_movies(host, **OWN) for host in HOSTS},
+    **{f"{host}-pretrained": on_movies(host, **OWN, **FIRST) for host in HOSTS},
+    **{
+        f"two_tower-{name}": on_movies("two_tower", **OWN, **FIRST, adapt=recipe)
+        for name, recipe in ADAPTED.items()
+    },
+}
