@@ -259,17 +259,29 @@ def test_a_side_network_starts_as_a_gated_mean_of_layers_and_reads_one_vector_a_
         side_encoder((8,), 5)
 
 
+ADDED = (
+    "lora:2:encoders/.*(query|value)/kernel$",
+    "adapter:2:^encoders_.*/(attention|ffn)$",
+    "prompt:2:^encoders_text/stack$",
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["encoders", "encoders+lora:2:encoders/.*(query|value)/kernel$"])
+@pytest.mark.parametrize("how", ["encoders", *(f"encoders+{added}" for added in ADDED)])
 def test_an_adapted_encoder_keeps_what_is_frozen_and_serves(shop, tmp_path, how):
     settings = api.Settings(steps=8, batch=16, rate=1e-2)
     first, _ = api.fit("sasrec", shop, tmp_path / "a", settings, encoding=ENCODING, **FIELDS)
-    more = {"graft": tmp_path / "a", "encoding": ENCODING, "adapt": how, **FIELDS}
+    again = replace(ENCODING, remat=True)  # computes the additions a second time
+    more = {"graft": tmp_path / "a", "encoding": again, "adapt": how, **FIELDS}
     second, seen = api.fit("sasrec", shop, tmp_path / "b", settings, **more)
     jax.tree.map(np.testing.assert_array_equal, first.params["encoders"], second.params["encoders"])
-    assert ("lora" in second.params) == ("lora" in how)
+    added = {"lora", "adapter", "prompt"} & set(second.params)
+    assert added == {name for name in ("lora", "adapter", "prompt") if name in how}
     bundle = api.from_pretrained(tmp_path / "b")
     assert api.evaluate(bundle, shop).metrics == pytest.approx(api.evaluate(second, seen).metrics)
-    if "lora" in how:
-        change = second.params["lora"]["encoders"]["text"]["stack"]
-        assert max(np.abs(x).max() for x in jax.tree.leaves(change)) > 0
+    index = jax.jit(second.recommender.index)
+    for name in added:  # what was added reaches the vectors of items
+        gone = {**second.params, name: jax.tree.map(jnp.zeros_like, second.params[name])}
+        with_it, without = (index(p, second.catalogue) for p in (second.params, gone))
+        far = jax.tree.map(lambda a, b: np.abs(a - b).max(), with_it, without)
+        assert max(jax.tree.leaves(far)) > 1e-4

@@ -10,6 +10,7 @@ old as the dispatch and get no gradient.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -143,7 +144,7 @@ def encoded(
     """{m: [c,f]} of items ids [c]; key: of the dropout, None: serving."""
     made = {}
     for i, (name, one) in enumerate(encoders.items()):
-        apply = jax.checkpoint(one.apply) if remat else one.apply
+        apply = jax.checkpoint(partial(one.apply)) if remat else one.apply  # traced anew
         own = None if key is None else jax.random.fold_in(key, i)
         made[name] = apply(params["encoders"][name], rows_of(catalogue, name, ids), own)
     return made

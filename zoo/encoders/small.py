@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -16,6 +17,16 @@ from zoo.end_to_end import ContentEncoder
 from zoo.names import unknown
 
 Array = jax.Array
+
+
+class Named(nn.Module):
+    """An encoder under its modality: what is added to it finds it by the path encoders_image/..."""
+
+    encoders: dict[str, nn.Module]
+
+    def __call__(self, *inputs: Array, **options: Any) -> dict[str, Array]:
+        (one,) = self.encoders.values()
+        return one(*inputs, **options)
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ def _published(e: Encoding) -> dict[str, ContentEncoder]:
         module = found.modules[name]
         width = jax.eval_shape(module.init_with_output, jax.random.key(0), *module.example())
         width = width[0]["pooled"].shape[-1]
-        made[name] = _encoder(module, _in_order, width)._replace(params=found.params[name])
+        made[name] = _encoder(name, module, _in_order, width)._replace(params=found.params[name])
     return made
 
 
@@ -79,24 +90,26 @@ def _image(e: Encoding, raw: Any) -> ContentEncoder:
     module = VisionTransformer(
         e.pixels, e.patch, e.width, _stack(e), class_token=False, pooling="mean"
     )
-    return _encoder(module, lambda x: (x.astype(jnp.float32) / 127.5 - 1.0,), e.width)
+    return _encoder("image", module, lambda x: (x.astype(jnp.float32) / 127.5 - 1.0,), e.width)
 
 
 def _text(e: Encoding, raw: Any) -> ContentEncoder:
     vocabulary = int(raw["ids"].max()) + 1
     module = Bert(vocabulary, e.tokens, 1, e.width, _stack(e), pooler=False)
-    return _encoder(module, lambda x: (x["ids"], x["mask"]), e.width)
+    return _encoder("text", module, lambda x: (x["ids"], x["mask"]), e.width)
 
 
-def _encoder(module: Any, inputs: Callable[[Any], tuple], width: int) -> ContentEncoder:
+def _encoder(name: str, module: Any, inputs: Callable[[Any], tuple], width: int) -> ContentEncoder:
     """The pooled vector of a module, of a standard size: its LayerNorm has no parameters."""
+    named, place = Named({name: module}), f"encoders_{name}"
 
     def init(key: Array, raw: Any) -> Any:
-        return module.init(key, *inputs(raw))["params"]
+        return named.init(key, *inputs(raw))["params"][place]
 
     def outputs(params: Any, raw: Any, key: Array | None) -> dict[str, Array]:
         rngs = None if key is None else {"dropout": key}
-        return module.apply({"params": params}, *inputs(raw), train=key is not None, rngs=rngs)
+        options = {"train": key is not None, "rngs": rngs}
+        return named.apply({"params": {place: params}}, *inputs(raw), **options)
 
     def apply(params: Any, raw: Any, key: Array | None) -> Array:
         x = outputs(params, raw, key)["pooled"].astype(jnp.float32)
