@@ -283,5 +283,7 @@ def test_an_adapted_encoder_keeps_what_is_frozen_and_serves(shop, tmp_path, how)
     for name in added:  # what was added reaches the vectors of items
         gone = {**second.params, name: jax.tree.map(jnp.zeros_like, second.params[name])}
         with_it, without = (index(p, second.catalogue) for p in (second.params, gone))
-        far = jax.tree.map(lambda a, b: np.abs(a - b).max(), with_it, without)
+        far = jax.tree.map(
+            lambda a, b: np.abs(np.subtract(a, b, dtype=float)).max(), with_it, without
+        )
         assert max(jax.tree.leaves(far)) > 1e-4
