@@ -21,6 +21,16 @@ ADAPTED = {
     "lora": "encoders+lora:8:encoders/.*(query|value)/kernel$",
 }
 
+# Items that training never saw, by their titles: vectors of a published encoder beside LSA.
+COLD = {
+    "data": "amazon-beauty",
+    "folder": "content",
+    "options": {"split": "cold-items"},
+    "settings": {"epochs": 40, "rate": 1e-3, "patience": 4},
+}
+BY_TITLE = {"items": "content", "modalities": ("text",)}
+VECTORS = {"lsa": {}, "minilm": {"embed": {"modality": "text"}}}
+
 
 def on_movies(host: str, items: str = "both", **more: dict) -> dict:
     """A host on posters, titles and genres."""
@@ -36,5 +46,10 @@ CONTENT_RUNS: dict[str, dict] = {
     **{
         f"two_tower-{name}": on_movies("two_tower", **OWN, **FIRST, adapt=recipe)
         for name, recipe in ADAPTED.items()
+    },
+    **{
+        f"{host}-{name}-beauty": {"model": host, **COLD, "fields": fields | BY_TITLE, **vectors}
+        for host, fields in HOSTS.items()
+        for name, vectors in VECTORS.items()
     },
 }

@@ -92,6 +92,23 @@ def pretrained(
     return folder, fitted.seconds
 
 
+def with_vectors(experiment: dict, data, encoder: Path | None):
+    """The data with its content through an encoder, and what made the vectors.
+
+    experiment["embed"]: what `zoo embed` is told.
+    """
+    from zoo.embed import embed
+
+    if encoder is None:
+        raise SystemExit("this experiment reads a published encoder: name its folder (--encoder)")
+    folder = tempfile.mkdtemp()
+    told = embed(data.dataset, encoder, folder, **experiment["embed"])
+    facts = json.loads((Path(folder) / "manifest.json").read_text())["facts"]
+    files = {k: facts[k] for k in ("encoder_files", "preprocessing", "pooling", "modality")}
+    options = replace(data.options, features=(folder,))
+    return replace(data, options=options), files | {"width": told["width"]}
+
+
 def encoding_of(experiment: dict):
     """What the model encodes itself; None: it reads features."""
     from zoo import api
@@ -193,12 +210,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=None)
+    parser.add_argument("--encoder", type=Path, default=None, help="a published one's folder")
     args = parser.parse_args()
     from zoo import api
 
     experiment = EXPERIMENTS[args.experiment]
     options = api.DataOptions(**experiment.get("options", {}))
     data = api.load_data(args.data / experiment["data"], options)
+    made_by = {}
+    if "embed" in experiment:
+        data, made_by = with_vectors(experiment, data, args.encoder)
     if args.experiment.startswith("try-"):
         return search(args, experiment, data)
     path = RESULTS / experiment.get("folder", "") / f"{args.experiment}.json"
@@ -209,7 +230,9 @@ def main() -> None:
         done = sorted([r for r in done if r["seed"] != seed] + [row], key=lambda r: r["seed"])
         told = {
             "experiment": experiment,
-            "command": f"python benchmarks/reach.py {args.experiment} --data DATA",
+            **({"vectors": made_by} if made_by else {}),
+            "command": f"python benchmarks/reach.py {args.experiment} --data DATA"
+            + (" --encoder FOLDER" if made_by else ""),
             "protocol": data.split.protocol,
             "split_hash": data.split.hash,
             "hardware": hardware(),
