@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-from content_experiments import ADAPTED, MOVIES, on_movies
+from content_experiments import ADAPTED, MOVIES, OWN, on_movies
 from decode import load, write
 
 from zoo import api
@@ -27,7 +27,7 @@ from zoo.fitting import Run
 from zoo.plan import counts
 
 OUT = Path(__file__).parent / "results" / "end_to_end.json"
-ENCODING = api.Encoding(("image", "text"))
+ENCODING = api.Encoding(**OWN["encoding"])
 # name: (encoding, adaptation)
 COSTS = {
     "each occurrence": (replace(ENCODING, bound=None), None),
@@ -47,7 +47,8 @@ def compiled(data: api.Data, encoding: api.Encoding, adapt: str | None) -> tuple
         what = (data.split, data.catalogue(), settings, mesh, None, adapt, encoding)
         run = Run("two_tower", plan["fields"], *what)
         memory = run.stepper.step.memory_analysis()
-        found = counts(run.stepper.shapes.params, plan_of(run.recommender))
+        rules = plan_of(run.recommender) if adapt else ((".*", "train"),)
+        found = counts(run.stepper.shapes.params, rules)
     told = {"temp_mib": round(memory.temp_size_in_bytes / 2**20, 1)}
     return run, told | {"trainable": found.trainable, "parameters": found.total}
 
