@@ -9,7 +9,7 @@ MOVIES = {
 TOWERS = {"user": "trunk"}
 HOSTS = {"two_tower": TOWERS, "sasrec": {}}
 # Posters, titles and genres, by encoders that two cores can train in minutes.
-SMALL = {"layers": 1, "pixels": 48, "tokens": 16, "dropout": 0.0}
+SMALL = {"layers": 1, "pixels": 48, "tokens": 16, "dropout": 0.0, "bound": 1280}
 OWN = {"encoding": {"modalities": ("image", "text"), **SMALL}}
 FIRST = {"pretrain": {"objective": "contrastive", "settings": {}}}
 
