@@ -13,6 +13,7 @@ from zoo.cli import main
 from zoo.cli_content import OBJECTIVES as TOLD
 from zoo.content_objectives import OBJECTIVES, Captioner, _hide_patches, _hide_words, objective
 from zoo.data import with_raw
+from zoo.embed import embed, embedded
 from zoo.encoders.small import Encoding, encoders
 from zoo.pretraining import SETTINGS, _catalogue, _parts, pretrain_content
 
@@ -131,6 +132,44 @@ def test_a_pretrained_pair_finds_the_other_view_and_starts_a_model(shop, tmp_pat
         api.fit("sasrec", shop, None, short, **run | {"encoding": replace(ENCODING, width=32)})
     with pytest.raises(ValueError, match="this run reads features"):
         api.fit("sasrec", shop, None, short, **run | {"encoding": None})
+
+
+def test_a_pretrained_encoder_embeds_the_catalogue_for_any_model(shop, tmp_path):
+    settings = replace(SETTINGS, epochs=1, batch=32)
+    fitted, _ = pretrain_content("contrastive", shop, tmp_path / "pre", ENCODING, settings)
+    data = with_raw(shop, ENCODING)
+    made = encoders(ENCODING, data.raw)
+    for name in ("image", "text"):
+        told = embed(shop.dataset, tmp_path / "pre", tmp_path / name, name, batch=32)
+        assert told["encoder"] == "pre" and told["width"] == 16
+        there = np.flatnonzero(data.dataset.present[name])
+        rows = jax.tree.map(lambda x, there=there: x[there], data.raw[name])
+        want = made[name].apply(fitted.params["encoders"][name], rows, None)
+        got = embedded(tmp_path / name, shop.dataset).features[name]
+        np.testing.assert_allclose(got[there], want, atol=1e-5)
+    folders = tuple(str(tmp_path / name) for name in ("image", "text"))
+    seen = replace(shop, options=replace(shop.options, features=folders))
+    fitted, read = api.fit("vbpr", seen, None, api.settings_for("vbpr", epochs=1))
+    assert read.dataset.features["text"].shape[1] == 16 and fitted.best
+    embed(shop.dataset, tmp_path / "pre", tmp_path / "layers", "text", pooling="layers")
+    seen = replace(shop, options=replace(shop.options, features=(str(tmp_path / "layers"),)))
+    assert with_raw(seen, Encoding(("text",), kind="side")).raw["text"].shape[1:] == (2, 16)
+
+
+def test_encoders_of_other_words_or_of_no_pretraining_are_refused(shop, tmp_path):
+    settings = replace(SETTINGS, epochs=1, batch=32)
+    pretrain_content("masked", shop, tmp_path / "pre", ENCODING, settings)
+    columns = {**shop.dataset.columns, "text": shop.dataset.columns["text"][::-1].copy()}
+    columns["text"][0] = ""
+    with pytest.raises(ValueError, match="under other ids"):
+        embed(replace(shop.dataset, columns=columns), tmp_path / "pre", tmp_path / "a", "text")
+    with pytest.raises(ValueError, match="no encoder of the modality.*'audio'"):
+        embed(shop.dataset, tmp_path / "pre", tmp_path / "b", "audio")
+    with pytest.raises(ValueError, match="computes in float32"):
+        embed(shop.dataset, tmp_path / "pre", tmp_path / "c", "text", dtype="bfloat16")
+    api.fit("bpr", shop, tmp_path / "run", api.settings_for("bpr", epochs=1))
+    with pytest.raises(ValueError, match="is a run of bpr"):
+        embed(shop.dataset, tmp_path / "run", tmp_path / "d")
 
 
 def test_what_cannot_be_pretrained_says_so(shop, tmp_path, capsys):

@@ -13,7 +13,7 @@ FILES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
 # The doors see all three packages.
 DOORS = {"api", "arguments", "cli", "fitting", "serve", "quickstart", "quickstart_page"}
 DOORS |= {"prior", "reasons", "report", "settings", "tokenize", "coding", "embed", "inputs"}
-DOORS |= {"data", "load", "saving", "transfer", "pretraining", "cli_content"}
+DOORS |= {"data", "load", "own", "saving", "transfer", "pretraining", "cli_content"}
 FLAX = {"adapters", "layers", "items", "experts", "train", "rqvae", "relation"} | {
     p.stem for p in (ROOT / "zoo/models").glob("*.py")
 }

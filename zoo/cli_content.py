@@ -19,7 +19,8 @@ def embed_command(argv: list[str]) -> int:
         part: str | None = None
         """Which interactions file, where a folder holds several."""
         encoder: Path
-        """A published encoder: config.json, safetensors, its tokenizer or preprocessor_config."""
+        """A published encoder: config.json, safetensors, its tokenizer or preprocessor_config; or
+        the run of zoo pretrain OBJECTIVE on these items."""
         out: Path
         """The folder of the vectors; the same command goes on after a kill."""
         modality: str | None = None
@@ -36,7 +37,7 @@ def embed_command(argv: list[str]) -> int:
         """wav2vec2: how much of a clip it hears."""
         json: bool = False
 
-    args = parse(EmbedArgs, argv, "embed", "items through a published encoder")
+    args = parse(EmbedArgs, argv, "embed", "items through an encoder")
     if args.out.resolve() == args.data.resolve():
         raise ValueError(
             f"--out is the data folder {args.data}: features there follow the rows of its item "

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from checkpoints.store import params_sha256
 from pipelines import content, interactions, sources, splits
 from pipelines import loader as loaders
 from pipelines.merging import merge
@@ -150,12 +149,6 @@ def with_raw(data: Data, encoding: Encoding) -> Data:
         present[name] = there
     dataset = replace(data.dataset, features=features, present=present)
     return replace(data, dataset=dataset, raw={name: rows for name, (rows, *_) in found.items()})
-
-
-def word_ids_sha256(raw: dict[str, Any]) -> str | None:
-    """Of the ids of all items' words, on which a small encoder of text depends; None: no text."""
-    ids = raw["text"].get("ids") if isinstance(raw.get("text"), dict) else None
-    return None if ids is None else params_sha256({"ids": ids})
 
 
 def with_codes(data: Data, usual: str) -> Data:

@@ -1,4 +1,4 @@
-"""The catalogue through a published encoder: every item's vector, resumable, with its provenance.
+"""The catalogue through an encoder: every item's vector, resumable, with its provenance.
 
 What the vectors are of is written down (encoder, weights, preprocessing, pooling, items, content);
 vectors of another making are refused, so that two spaces never mix in one feature.
@@ -23,6 +23,7 @@ from zoo import mesh as meshes
 from zoo.encoders.blocks import mean_of_tokens
 from zoo.encoders.inputs import Content, content_of, json_sha256
 from zoo.encoders.load import Encoder, encoder
+from zoo.encoders.own import is_own, own_encoder
 from zoo.names import unknown
 
 LAYERS = "layers"
@@ -47,6 +48,7 @@ def embed(
 ) -> dict[str, Any]:
     """Vectors of every item by the encoder in the folder `path`, to OUT; called again, it goes on.
 
+    path: config.json and safetensors of a published one, or the run of `zoo pretrain OBJECTIVE`.
     modality: text, image or audio; None: the one that the encoder has, else text. pooling: which
     vector [b,d] of what the encoder returns, or `layers`, the mean token of every layer side by
     side, for side networks. dtype: of the layers; the vectors are float32.
@@ -66,11 +68,8 @@ def embed(
             f"batch is {batch} on {jax.process_count()} processes; expected >= 1 on 1."
         )
     folder = Path(path)
-    enc = encoder(folder, dtype=DTYPES[dtype])
-    modality = modality or (next(iter(enc.modules)) if len(enc.modules) == 1 else "text")
-    if modality not in enc.modules:
-        raise unknown(f"{folder} has no tower for the modality", modality, enc.modules)
-    content = content_of(dataset, folder, enc, modality, max_length, seconds)
+    enc, content = _opened(dataset, folder, modality, dtype, max_length, seconds)
+    modality = modality or _usual(enc)
     run = _runner(enc, modality, pooling, content)
     facts = _facts(dataset, folder, content)
     facts |= {"modality": modality, "pooling": pooling, "dtype": dtype, "batch": batch}
@@ -84,6 +83,34 @@ def embed(
     told = {k: facts[k] for k in ("data", "encoder", "modality", "pooling", "items")}
     told |= {"present": int(made.present.sum()), "width": made.vectors.shape[1]}
     return {**told, "resumed_at": before, "out": str(out)}
+
+
+def _opened(
+    dataset: Dataset,
+    folder: Path,
+    modality: str | None,
+    dtype: str,
+    max_length: int | None,
+    seconds: float,
+) -> tuple[Encoder, Content]:
+    """An encoder, published or of a pretraining run, and what of the items it reads."""
+    if is_own(folder):
+        if dtype != "float32" or max_length is not None:
+            raise ValueError(
+                f"{folder} is a pretraining run: it computes in float32 and reads as many tokens "
+                "as it was trained on. Leave --dtype and --max-length away."
+            )
+        return own_encoder(folder, dataset, modality)
+    enc = encoder(folder, dtype=DTYPES[dtype])
+    modality = modality or _usual(enc)
+    if modality not in enc.modules:
+        raise unknown(f"{folder} has no tower for the modality", modality, enc.modules)
+    return enc, content_of(dataset, folder, enc, modality, max_length, seconds)
+
+
+def _usual(enc: Encoder) -> str:
+    """The only tower's modality, else text."""
+    return next(iter(enc.modules)) if len(enc.modules) == 1 else "text"
 
 
 def embedded(folder: str | Path, dataset: Dataset) -> Dataset:
@@ -279,6 +306,7 @@ def _facts(dataset: Dataset, folder: Path, content: Content) -> dict[str, Any]:
 def _files(folder: Path) -> dict[str, str]:
     """sha256 of everything in the folder that makes a vector: weights, config, tokenizer."""
     kinds = (".safetensors", ".json", ".txt", ".model")
+    folder = folder / "bundle" if (folder / "bundle").is_dir() else folder
     paths = [*folder.iterdir(), folder / "1_Pooling" / "config.json"]
     paths = sorted(path for path in paths if path.suffix in kinds and path.is_file())
     return {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}

@@ -22,7 +22,8 @@ from pipelines.loader import Arrays, Loader
 from pipelines.schema import DataError
 from zoo import mesh as meshes
 from zoo.content_objectives import OBJECTIVES, objective
-from zoo.data import Data, with_raw, word_ids_sha256
+from zoo.data import Data, with_raw
+from zoo.encoders.own import word_ids_sha256
 from zoo.encoders.small import Encoding, encoders
 from zoo.fitting import Fitted, run_through
 from zoo.names import unknown

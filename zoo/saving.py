@@ -9,7 +9,8 @@ import jax
 from checkpoints.bundle import save_bundle
 from zoo import coding
 from zoo import mesh as meshes
-from zoo.data import Data, word_ids_sha256
+from zoo.data import Data
+from zoo.encoders.own import word_ids_sha256
 from zoo.encoders.small import Encoding, encoders
 from zoo.end_to_end import end_to_end
 from zoo.fitting import Fitted

@@ -10,8 +10,9 @@ import numpy as np
 from checkpoints.bundle import Bundle
 from zoo import coding
 from zoo.adapt import merged
-from zoo.data import Data, word_ids_sha256
+from zoo.data import Data
 from zoo.embed import space_differences
+from zoo.encoders.own import word_ids_sha256
 from zoo.encoders.small import Encoding
 from zoo.serve import Pretrained, bundle_of
 

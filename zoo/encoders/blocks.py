@@ -1,6 +1,7 @@
 """Transformer blocks of published encoders: post- and pre-norm, every layer's output kept."""
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -132,3 +133,13 @@ class EncoderStack(nn.Module):
         )
         last, states = run(block, x.astype(jnp.float32), None)
         return last, jnp.concatenate([x[None], states])
+
+
+class Named(nn.Module):
+    """An encoder under its modality: what is added to it finds it by the path encoders_image/..."""
+
+    encoders: dict[str, nn.Module]
+
+    def __call__(self, *inputs: Array, **options: Any) -> Outputs:
+        (one,) = self.encoders.values()
+        return one(*inputs, **options)

@@ -61,7 +61,7 @@ def content_of(
 
 def _from_files(dataset: Dataset, column: str, how: dict[str, Any], decode: Callable) -> Content:
     files = dataset.columns[column]
-    rows = _some(np.flatnonzero([bool(file) for file in files]), dataset, column)
+    rows = some_rows(np.flatnonzero([bool(file) for file in files]), dataset, column)
     named = [[Path(file).name, Path(file).stat().st_size] for file in files[rows]]
 
     def take(places: np.ndarray) -> tuple[Inputs, np.ndarray, list[Problem]]:
@@ -74,7 +74,7 @@ def _from_files(dataset: Dataset, column: str, how: dict[str, Any], decode: Call
 def _texts(dataset: Dataset, folder: Path, module: Any, max_length: int | None) -> Content:
     """Texts as token ids, shortest first: a batch is as wide as its longest text asks for."""
     texts = item_texts(dataset)
-    rows = _some(np.flatnonzero([bool(text) for text in texts]), dataset, "text")
+    rows = some_rows(np.flatnonzero([bool(text) for text in texts]), dataset, "text")
     tokenizer = _tokenizer(folder)
     limit = _limit(tokenizer, module, folder, max_length)
     ids = tokenizer([texts[row] for row in rows], truncation=True, max_length=limit)["input_ids"]
@@ -169,7 +169,8 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
     )
 
 
-def _some(rows: np.ndarray, dataset: Dataset, modality: str) -> np.ndarray:
+def some_rows(rows: np.ndarray, dataset: Dataset, modality: str) -> np.ndarray:
+    """Items without row 0. Raises DataError where there is none."""
     rows = rows[rows > 0]
     if not len(rows):
         raise DataError(f"no item of {dataset.name} has {modality}; there is nothing to embed.")

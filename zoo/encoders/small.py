@@ -4,11 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.encoders.blocks import EncoderStack
+from zoo.encoders.blocks import EncoderStack, Named
 from zoo.encoders.image import VisionTransformer
 from zoo.encoders.load import encoder
 from zoo.encoders.side import side_encoder
@@ -17,16 +16,6 @@ from zoo.end_to_end import ContentEncoder
 from zoo.names import unknown
 
 Array = jax.Array
-
-
-class Named(nn.Module):
-    """An encoder under its modality: what is added to it finds it by the path encoders_image/..."""
-
-    encoders: dict[str, nn.Module]
-
-    def __call__(self, *inputs: Array, **options: Any) -> dict[str, Array]:
-        (one,) = self.encoders.values()
-        return one(*inputs, **options)
 
 
 @dataclass(frozen=True)
@@ -59,7 +48,20 @@ def encoders(encoding: Encoding, raw: dict[str, Any]) -> dict[str, ContentEncode
     for name in encoding.modalities:
         if name not in KINDS:
             raise unknown("no small encoder of the modality", name, KINDS)
-    return {name: KINDS[name](encoding, raw[name]) for name in encoding.modalities}
+    made = {name: small(encoding, name, raw[name]) for name in encoding.modalities}
+    return {name: _encoder(name, *one, encoding.width) for name, one in made.items()}
+
+
+def small(encoding: Encoding, modality: str, raw: Any) -> tuple[Any, Callable[[Any], tuple]]:
+    """(the module of a modality's small encoder, raw content -> what the module is called with)."""
+    return KINDS[modality](encoding, raw)
+
+
+def standard(pooled: Array) -> Array:
+    """float32 [b,d] of mean 0 and mean square 1 a row: a LayerNorm without parameters."""
+    x = pooled.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
 
 def _published(e: Encoding) -> dict[str, ContentEncoder]:
@@ -85,22 +87,22 @@ def _stack(e: Encoding) -> EncoderStack:
     return EncoderStack(e.layers, "pre", e.heads, 4 * e.width, dropout=e.dropout)
 
 
-def _image(e: Encoding, raw: Any) -> ContentEncoder:
+def _image(e: Encoding, raw: Any) -> tuple[Any, Callable[[Any], tuple]]:
     del raw  # pictures of any size will do
     module = VisionTransformer(
         e.pixels, e.patch, e.width, _stack(e), class_token=False, pooling="mean"
     )
-    return _encoder("image", module, lambda x: (x.astype(jnp.float32) / 127.5 - 1.0,), e.width)
+    return module, lambda x: (x.astype(jnp.float32) / 127.5 - 1.0,)
 
 
-def _text(e: Encoding, raw: Any) -> ContentEncoder:
+def _text(e: Encoding, raw: Any) -> tuple[Any, Callable[[Any], tuple]]:
     vocabulary = int(raw["ids"].max()) + 1
     module = Bert(vocabulary, e.tokens, 1, e.width, _stack(e), pooler=False)
-    return _encoder("text", module, lambda x: (x["ids"], x["mask"]), e.width)
+    return module, lambda x: (x["ids"], x["mask"])
 
 
 def _encoder(name: str, module: Any, inputs: Callable[[Any], tuple], width: int) -> ContentEncoder:
-    """The pooled vector of a module, of a standard size: its LayerNorm has no parameters."""
+    """The pooled vector of a module, of a standard size."""
     named, place = Named({name: module}), f"encoders_{name}"
 
     def init(key: Array, raw: Any) -> Any:
@@ -112,9 +114,7 @@ def _encoder(name: str, module: Any, inputs: Callable[[Any], tuple], width: int)
         return named.apply({"params": {place: params}}, *inputs(raw), **options)
 
     def apply(params: Any, raw: Any, key: Array | None) -> Array:
-        x = outputs(params, raw, key)["pooled"].astype(jnp.float32)
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-        return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+        return standard(outputs(params, raw, key)["pooled"])
 
     def states(params: Any, raw: Any, key: Array | None) -> Array:
         return outputs(params, raw, key)["tokens"].astype(jnp.float32)
