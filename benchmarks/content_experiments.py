@@ -11,6 +11,7 @@ HOSTS = {"two_tower": TOWERS, "sasrec": {}}
 # Posters, titles and genres, by encoders that two cores can train in minutes.
 SMALL = {"layers": 1, "pixels": 48, "tokens": 16, "dropout": 0.0, "bound": 1280}
 OWN = {"encoding": {"modalities": ("image", "text"), **SMALL}}
+SIDE = {"modalities": ("image", "text"), "kind": "side", "bound": 1280}  # beside their layers
 FIRST = {"pretrain": {"objective": "contrastive", "settings": {}}}
 
 # What of an encoder pretrained on the same content trains on; `full`, all of it, is
@@ -49,6 +50,7 @@ CONTENT_RUNS: dict[str, dict] = {
         f"two_tower-{name}": on_movies("two_tower", **OWN, **FIRST, adapt=recipe)
         for name, recipe in ADAPTED.items()
     },
+    "two_tower-side": on_movies("two_tower", encoding=SIDE, pretrain=FIRST["pretrain"] | OWN),
     **{
         f"{host}-{name}-beauty": {"model": host, **COLD, "fields": fields | BY_TITLE, **vectors}
         for host, fields in HOSTS.items()

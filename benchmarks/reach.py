@@ -71,7 +71,8 @@ def pretrained(
     """The pretrained run that a seed starts from, and its seconds of training.
 
     experiment["pretrain"]: settings, and `data`, the folders beside this one's (default: itself),
-    or `objective`: the encoders alone, by the content of these items.
+    or `objective`: the encoders alone (those of its `encoding`, else the experiment's), by the
+    content of these items.
     """
     from zoo import api
     from zoo.pretraining import SETTINGS, pretrain_content
@@ -80,7 +81,8 @@ def pretrained(
     folder = Path(out or tempfile.mkdtemp()) / "pretrained"
     if "objective" in plan:
         own = replace(SETTINGS, seed=seed, **plan["settings"])
-        what = (plan["objective"], data, folder, encoding_of(experiment), own)
+        encoding = encoding_of({**experiment, **plan})
+        what = (plan["objective"], data, folder, encoding, own)
         fitted, told = pretrain_content(*what)
         print(json.dumps(told), flush=True)
         return folder, fitted.seconds
@@ -107,6 +109,16 @@ def with_vectors(experiment: dict, data, encoder: Path | None):
     files = {k: facts[k] for k in ("encoder_files", "preprocessing", "pooling", "modality")}
     options = replace(data.options, features=(folder,))
     return replace(data, options=options), files | {"width": told["width"]}
+
+
+def with_layers(run: Path, data, modalities: tuple[str, ...]):
+    """The data with every layer of a pretraining run's encoders as features."""
+    from zoo.embed import embed
+
+    folders = tuple(str(run.parent / f"layers-{name}") for name in modalities)
+    for name, folder in zip(modalities, folders, strict=True):
+        embed(data.dataset, run, folder, modality=name, pooling="layers")
+    return replace(data, options=replace(data.options, features=folders))
 
 
 def encoding_of(experiment: dict):
@@ -144,6 +156,8 @@ def one(
     graft, before = None, 0.0
     if "pretrain" in experiment:
         graft, before = pretrained(experiment, data, seed, out, root)
+        if experiment.get("encoding", {}).get("kind") == "side":
+            data, graft = with_layers(graft, data, experiment["encoding"]["modalities"]), None
     if "content" in experiment:
         data = without_meaning(data, experiment["content"], seed)
     vectors, data = (
@@ -171,7 +185,7 @@ def one(
         "valid": {k: v for k, v in fitted.best.items() if k != "step"},
         "curve": [curve[n - 1] for n in CURVE if n <= len(curve)],
         "train_seconds": fitted.seconds,
-        **({"pretrain_seconds": before} if graft else {}),
+        **({"pretrain_seconds": before} if before else {}),
         "examples_per_second": fitted.examples_per_second,
         "params_sha256": fitted.params_sha256,
         "commit": COMMIT,
