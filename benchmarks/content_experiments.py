@@ -42,8 +42,8 @@ def on_movies(host: str, items: str = "both", **more: dict) -> dict:
 
 
 CONTENT_RUNS: dict[str, dict] = {
-    **{f"{host}-id": on_movies(host, "id") for host in HOSTS},
-    **{f"{host}-features": on_movies(host) for host in HOSTS},
+    "sasrec-id": on_movies("sasrec", "id"),  # two_tower: towers-id, towers-both
+    "sasrec-features": on_movies("sasrec"),
     **{f"{host}-whole": on_movies(host, **OWN) for host in HOSTS},
     **{f"{host}-pretrained": on_movies(host, **OWN, **FIRST) for host in HOSTS},
     **{

@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-from content_experiments import ADAPTED, MOVIES, OWN, on_movies
+import numpy as np
+from content_experiments import ADAPTED, MOVIES, OWN, SIDE, on_movies
 from decode import load, write
 
 from zoo import api
@@ -35,7 +36,9 @@ COSTS = {
     "distinct items": (ENCODING, None),
     "distinct items, remat": (replace(ENCODING, remat=True), None),
 }
+BESIDE = api.Encoding(**SIDE)
 ARMS = COSTS | {name: (ENCODING, recipe) for name, recipe in ADAPTED.items()}
+ARMS |= {"side": (BESIDE, None)}
 
 
 def compiled(data: api.Data, encoding: api.Encoding, adapt: str | None) -> tuple[Run, dict]:
@@ -78,7 +81,10 @@ def main() -> None:
     args = parser.parse_args()
     data = api.load_data(args.data, api.DataOptions(**MOVIES["options"]))
     data = with_raw(data, ENCODING)
-    made = {name: compiled(data, *ARMS[name]) for name in args.arms}
+    states = (data.dataset.n_items + 1, ENCODING.layers + 1, ENCODING.width)
+    kept = replace(data, raw=dict.fromkeys(SIDE["modalities"], np.zeros(states, np.float32)))
+    seen = {name: kept if name == "side" else data for name in args.arms}  # any values cost as much
+    made = {name: compiled(seen[name], *ARMS[name]) for name in args.arms}
     took = measure({name: run for name, (run, _) in made.items()}, args.rounds)
     rows = {}
     for name, (_, told) in made.items():

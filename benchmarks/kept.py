@@ -31,3 +31,13 @@ def best_floor(split_hash: str, metric: str = "ndcg@10") -> tuple[str, float]:
     }
     name = max(floors, key=floors.get)
     return name, floors[name]
+
+
+def stratum(row: dict, cold: bool) -> float:
+    """recall@10 over the events whose item training never saw, or over the others."""
+    part = row["strata"]["target count 0"]
+    n0, r0 = part["events"], part.get("recall@10", 0.0)
+    if cold:
+        return r0
+    n = sum(s["events"] for name, s in row["strata"].items() if name.startswith("target"))
+    return (row["test"]["recall@10"] * n - r0 * n0) / (n - n0)

@@ -10,7 +10,8 @@ import re
 import sys
 from pathlib import Path
 
-from kept import RESULTS, best_floor, load, rows_of_floors, spread
+from kept import RESULTS, best_floor, load, rows_of_floors, spread, stratum
+from readme_content import CONTENT_BLOCKS
 from readme_graph import GRAPH_BLOCKS
 
 ROOT = Path(__file__).parent.parent
@@ -49,16 +50,6 @@ def models() -> str:
     return "\n".join(lines)
 
 
-def _stratum(row: dict, cold: bool) -> float:
-    """recall@10 over the events whose item training never saw, or over the others."""
-    part = row["strata"]["target count 0"]
-    n0, r0 = part["events"], part.get("recall@10", 0.0)
-    if cold:
-        return r0
-    n = sum(s["events"] for name, s in row["strata"].items() if name.startswith("target"))
-    return (row["test"]["recall@10"] * n - r0 * n0) / (n - n0)
-
-
 def reached() -> str:
     """What the trained models reach: one row an experiment."""
     lines = [
@@ -75,7 +66,7 @@ def reached() -> str:
         rows, seeds = told["rows"], len(told["rows"])
         r10, n10 = (spread(told["summary"][k], seeds) for k in ("recall@10", "ndcg@10"))
         unmasked = sum(r["test_unmasked"]["ndcg@10"] for r in rows) / seeds
-        warm, cold = (sum(_stratum(r, c) for r in rows) / seeds for c in (False, True))
+        warm, cold = (sum(stratum(r, c) for r in rows) / seeds for c in (False, True))
         name, floor = best_floor(told["split_hash"])
         verdict = "**above**" if told["summary"]["ndcg@10"][0] > floor else "below"
         minutes = sum(r["train_seconds"] for r in rows) / seeds / 60
@@ -220,6 +211,7 @@ BLOCKS = {
     "models": models,
     "reached": reached,
     "fusion": fusion,
+    **CONTENT_BLOCKS,
     **GRAPH_BLOCKS,
     "floors": floors,
 }

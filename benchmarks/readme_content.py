@@ -1,0 +1,119 @@
+"""The README's tables of models that encode raw content: end to end, adapted, and what it costs."""
+
+from kept import RESULTS, best_floor, load, spread, stratum
+
+HOSTS = {
+    "two_tower": {"IDs": "towers-id", "features": "towers-both"},
+    "sasrec": {"IDs": "content/sasrec-id", "features": "content/sasrec-features"},
+}
+OWN = {"end to end": "whole", "end to end, pretrained": "pretrained"}
+METHODS = ("kept", "prompt", "adapter", "lora", "side", "pretrained")
+HEAD = "recall@10 | ndcg@10 | warm, cold recall@10 | seeds"
+
+
+def reaches(told: dict) -> str:
+    """The cells that HEAD names."""
+    rows, seeds = told["rows"], len(told["rows"])
+    r10, n10 = (spread(told["summary"][k], seeds) for k in ("recall@10", "ndcg@10"))
+    warm, cold = (sum(stratum(r, c) for r in rows) / seeds for c in (False, True))
+    return f"{r10} | {n10} | {warm:.4f}, {cold:.4f} | {seeds}"
+
+
+def tail(told: dict) -> str:
+    """Minutes of training and commits."""
+    minutes = sum(r["train_seconds"] for r in told["rows"]) / len(told["rows"]) / 60
+    return f"{minutes:.0f} min | {', '.join(sorted({r['commit'] for r in told['rows']}))}"
+
+
+def end_to_end() -> str:
+    """IDs, features, encoders that learn with the model, and after pretraining."""
+    lines = [
+        f"| ml-latest-small | items | {HEAD} | train | commit |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    split = None
+    for host, known in HOSTS.items():
+        for name, file in (known | {k: f"content/{host}-{v}" for k, v in OWN.items()}).items():
+            told = load(file)
+            if told is not None:
+                split = told["split_hash"]
+                lines.append(f"| {host} | {name} | {reaches(told)} | {tail(told)} |")
+    floor, value = best_floor(split)
+    how = "`python benchmarks/reach.py HOST-whole --data FOLDER`, `-pretrained`, `-features`, `-id`"
+    lost = f"All of them stay below {floor}, ndcg@10 {value:.4f}, on split `{split[:8]}`."
+    best = max(told["summary"]["ndcg@10"][0] for told in map(load, _files()) if told)
+    return "\n".join([*lines, "", f"{how}; {_hardware()}. {lost if best < value else ''}".rstrip()])
+
+
+def _files() -> list[str]:
+    own = [f"content/{host}-{name}" for host in HOSTS for name in OWN.values()]
+    return own + [file for known in HOSTS.values() for file in known.values()]
+
+
+def _hardware() -> str:
+    return "; ".join(sorted({told["hardware"] for told in map(load, _files()) if told}))
+
+
+def adaptation() -> str:
+    """What of a pretrained encoder trains on: what it reaches and what it costs."""
+    costs = (load("end_to_end") or {}).get("steps", {"rows": {}})["rows"]
+    lines = [
+        f"| two_tower, encoders | {HEAD} | parameters that train | temp MiB | ms a step (range) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in METHODS:
+        told = load(f"content/two_tower-{name}")
+        cost = costs.get("distinct items" if name == "pretrained" else name)
+        if told is None or cost is None:
+            continue
+        called = "full" if name == "pretrained" else name
+        spent = f"{cost['trainable']:,} | {cost['temp_mib']:.0f} | {_ms(cost)}"
+        lines.append(f"| {called} | {reaches(told)} | {spent} |")
+    if len(lines) == 2:
+        return "Not run yet: no figures."
+    how = "`python benchmarks/reach.py two_tower-METHOD`, costs `python benchmarks/end_to_end.py`."
+    return "\n".join([*lines, "", how])
+
+
+def steps() -> str:
+    """Each item once or as often as it is named, activations kept or computed again."""
+    costs = (load("end_to_end") or {}).get("steps", {"rows": {}})["rows"]
+    names = [name for name in costs if "item" in name or "occurrence" in name]
+    if not names:
+        return "Not run yet: no figures."
+    lines = ["| a training step encodes | temp MiB | ms (range) |", "|---|---|---|"]
+    lines += [f"| {n} | {costs[n]['temp_mib']:.0f} | {_ms(costs[n])} |" for n in names]
+    return "\n".join(
+        [*lines, "", "`python benchmarks/end_to_end.py --data FOLDER/ml-latest-small`."]
+    )
+
+
+def _ms(cost: dict) -> str:
+    low, high = cost["range"]
+    return f"{cost['ms_per_step']:.0f} ({low:.0f}–{high:.0f})"
+
+
+def published() -> str:
+    """Items that training never saw, by their titles: a published encoder beside LSA."""
+    lines = [
+        "| amazon-beauty, cold items | vectors | recall@10 | ndcg@10 | seeds | train | commit |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for path in sorted((RESULTS / "content").glob("*-beauty.json")):
+        told, (host, vectors) = load(f"content/{path.stem}"), path.stem.split("-")[:2]
+        seeds = len(told["rows"])
+        cells = " | ".join(spread(told["summary"][k], seeds) for k in ("recall@10", "ndcg@10"))
+        lines.append(f"| {host} | {vectors} | {cells} | {seeds} | {tail(told)} |")
+    if len(lines) == 2:
+        return "Not run yet: no figures."
+    return "\n".join(
+        [*lines, "", "`python benchmarks/reach.py HOST-minilm-beauty --encoder FOLDER`."]
+    )
+
+
+CONTENT_BLOCKS = {
+    "end-to-end": end_to_end,
+    "adaptation": adaptation,
+    "steps": steps,
+    "published": published,
+}
