@@ -475,3 +475,18 @@ def test_negatives_by_counts_reach_rare_items_of_a_long_table():
     rare = ids[ids > 1]
     assert abs(len(rare) / 50_000 - 1e5 / 1.1e6) < 0.007
     assert rare.max() <= 100_000 and abs(np.median(rare) - 50_000) < 2_500
+
+
+def test_rows_that_are_the_same_are_no_negatives():
+    x, y = unit(X)[:4], unit(Y)[:4]
+    same = np.eye(4, dtype=bool)
+    same[0, 2] = same[2, 0] = True
+    logits = np.exp(1.5) * x @ y.T
+    kept = [[j for j in range(4) if j == i or not same[i, j]] for i in range(4)]
+    rows = [cross_entropy(logits[i, k], k.index(i)) for i, k in enumerate(kept)]
+    columns = [cross_entropy(logits[k, i], k.index(i)) for i, k in enumerate(kept)]
+    want = np.mean((np.array(rows) + columns) / 2)
+    np.testing.assert_allclose(losses.clip(x, y, 1.5, same=same), want, rtol=1e-5)
+    z = np.where(np.eye(4, dtype=bool), 1, -1) * (logits - 3.0)
+    total = sum(-np.log(sigmoid(z[i, j])) for i, k in enumerate(kept) for j in k) / 4
+    np.testing.assert_allclose(losses.siglip(x, y, 1.5, -3.0, same=same), total, rtol=1e-5)

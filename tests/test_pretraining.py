@@ -11,7 +11,14 @@ from pipelines import synthetic
 from zoo import api
 from zoo.cli import main
 from zoo.cli_content import OBJECTIVES as TOLD
-from zoo.content_objectives import OBJECTIVES, Captioner, _hide_patches, _hide_words, objective
+from zoo.content_objectives import (
+    OBJECTIVES,
+    Captioner,
+    _alike,
+    _hide_patches,
+    _hide_words,
+    objective,
+)
 from zoo.data import with_raw
 from zoo.embed import embed, embedded
 from zoo.encoders.small import Encoding, encoders
@@ -109,6 +116,20 @@ def test_held_out_examples_are_not_trained_on_and_pairs_are_of_training(shop):
         items = data.split.train[row].tolist()
         follows |= set(zip(items, items[1:], strict=False))
     assert set(zip(train["items"].tolist(), train["others"].tolist(), strict=True)) <= follows
+
+
+def test_items_of_equal_words_are_told_apart_by_no_one(shop):
+    data = with_raw(shop, ENCODING)
+    twin = jax.tree.map(np.copy, data.raw["text"])
+    for rows in twin.values():
+        rows[7] = rows[3]
+    catalogue = jax.tree.map(jnp.asarray, _catalogue(replace(data, raw={**data.raw, "text": twin})))
+    assert catalogue["alike"]["text"][7] == catalogue["alike"]["text"][3]
+    ids = jnp.array([3, 7, 9])
+    alone = catalogue["alike"]["image"][ids]
+    assert len(set(alone.tolist())) == 3
+    same = np.asarray(_alike(catalogue, ("image", "text"), ids))
+    np.testing.assert_array_equal(same, [[1, 1, 0], [1, 1, 0], [0, 0, 1]])
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ masked          15 % of the words (BERT, arXiv 1810.04805: of these 80 % hidden,
                 each patch standardised (MAE, arXiv 2111.06377)
 autoregressive  the words of an item one by one, given its picture
 
-A batch is {items int32[b]} (co-consumption: and `others`); the catalogue has `raw` and `present`.
+A batch is {items int32[b]} (co-consumption: and `others`); the catalogue has `raw`, `present` and
+`alike` {m: int32[n]}, a number that items of equal content share: they are no negatives.
 """
 
 from collections.abc import Callable, Mapping
@@ -83,6 +84,12 @@ def _there(catalogue: dict, m: str, ids: Array) -> Array:
     return jnp.take(catalogue["present"][m], ids) & (ids > 0)
 
 
+def _alike(catalogue: dict, names: tuple[str, ...], ids: Array) -> Array:
+    """bool [b,b]: pairs of items whose content is equal in one of the modalities."""
+    numbers = [jnp.take(catalogue["alike"][m], ids) for m in names]
+    return jnp.any(jnp.stack([one[:, None] == one[None] for one in numbers]), axis=0)
+
+
 def _with_heads(encoders: Mapping[str, ContentEncoder], heads: Callable) -> Callable:
     """init: the encoders', and heads(key, params, catalogue, ids)."""
 
@@ -118,15 +125,17 @@ def contrastive(
         made, scale, bias = project.apply({"params": params["heads"]}, made)
         return {m: normalise(x) for m, x in made.items()}, there, scale, bias
 
-    def agree(x, y, weights, scale, bias):
+    def agree(x, y, weights, same, scale, bias):
         if how == "siglip":
-            return siglip(x, y, scale, bias, weights)
-        return clip(x, y, scale, weights)
+            return siglip(x, y, scale, bias, weights, same)
+        return clip(x, y, scale, weights, same)
 
     def pairs(params, catalogue, batch, key):
         x, there, scale, bias = put(params, catalogue, batch["items"], key)
         for a, b in combinations(x, 2):
-            yield agree(x[a], x[b], (there[a] & there[b]).astype(jnp.float32), scale, bias)
+            weights = (there[a] & there[b]).astype(jnp.float32)
+            same = _alike(catalogue, (a, b), batch["items"])
+            yield agree(x[a], x[b], weights, same, scale, bias)
 
     def neighbours(params, catalogue, batch, key):
         first, second = jax.random.split(key)
@@ -134,7 +143,9 @@ def contrastive(
         y, there, *_ = put(params, catalogue, batch["others"], second)
         x, y = (normalise(sum(z[m] * w[m][:, None] for m in z)) for z, w in ((x, here), (y, there)))
         some = [sum(w.values()) > 0 for w in (here, there)]
-        yield agree(x, y, (some[0] & some[1]).astype(jnp.float32), scale, bias)
+        ids = (batch["items"], batch["others"])
+        same = jnp.any(jnp.stack([one[:, None] == one[None] for one in ids]), axis=0)
+        yield agree(x, y, (some[0] & some[1]).astype(jnp.float32), same, scale, bias)
 
     def loss(params, catalogue, batch, key):
         value = sum((neighbours if others else pairs)(params, catalogue, batch, key))

@@ -231,30 +231,46 @@ def info_nce(
     return mean(jax.nn.logsumexp(logits, axis=-1) - jnp.diagonal(logits), weights)
 
 
-def clip(x: Array, y: Array, log_scale: Array, weights: Array | None = None) -> Array:
+def clip(
+    x: Array,
+    y: Array,
+    log_scale: Array,
+    weights: Array | None = None,
+    same: Array | None = None,  # bool b b, symmetric
+) -> Array:
     """Mean of row and column cross entropy of t x.y, t = min(exp(log_scale), 100).
 
-    CLIP (arXiv 2103.00020, fig. 3). x, y [b,d] normalised; pairs of weight 0 are no columns.
+    CLIP (arXiv 2103.00020, fig. 3). x, y [b,d] normalised; pairs of weight 0 are no columns, and
+    rows that are the `same` are no negatives of each other.
     """
     scale = jnp.exp(jnp.minimum(_wide(jnp.asarray(log_scale)), MAX_LOG_SCALE))
     mask = None if weights is None else jnp.broadcast_to((weights > 0)[None, :], (len(x), len(y)))
+    mask = mask if same is None else ~same if mask is None else mask & ~same
     rows = info_nce(x, y, mask, 1 / scale, weights)
     return (rows + info_nce(y, x, mask, 1 / scale, weights)) / 2
 
 
 def siglip(
-    x: Array, y: Array, log_scale: Array, bias: Array, weights: Array | None = None
+    x: Array,
+    y: Array,
+    log_scale: Array,
+    bias: Array,
+    weights: Array | None = None,
+    same: Array | None = None,  # bool b b
 ) -> Array:
     """-(1/B) sum_ij ln sigmoid(z_ij (t x_i.y_j + bias)), z 1 on the diagonal and else -1.
 
     SigLIP (arXiv 2303.15343, eq. 1), t = exp(log_scale). x, y [b,d] normalised; start with
-    log_scale ln 10 and bias -10. Pairs of weight 0 are left out and B counts the others.
+    log_scale ln 10 and bias -10. Pairs of weight 0 are left out and B counts the others; of rows
+    that are the `same`, only the diagonal counts.
     """
     logits = jnp.exp(_wide(jnp.asarray(log_scale))) * _dots(x, y) + _wide(jnp.asarray(bias))
     sign = 2 * jnp.eye(len(x), dtype=logits.dtype) - 1
     losses = jax.nn.softplus(-sign * logits)
     if weights is not None:
         losses = losses * (weights > 0)[None, :]
+    if same is not None:
+        losses = losses * (~same | jnp.eye(len(x), dtype=bool))
     return mean(jnp.sum(losses, axis=-1), weights)
 
 

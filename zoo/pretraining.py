@@ -6,6 +6,7 @@ Content of cold items may be read here, since a catalogue knows it; interactions
 `co-consumption`, and those of training only.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -97,7 +98,15 @@ def _catalogue(data: Data) -> dict[str, Any]:
     made = data.catalogue()
     words = int(data.raw["text"]["ids"].max()) + 1 if "text" in data.raw else 0
     kept = {k: made[k] for k in ("valid", "present", "raw")}
+    kept |= {"alike": {m: _numbered(raw) for m, raw in made["raw"].items()}}
     return kept | {"vocabulary": np.zeros(meshes.table_rows(words), np.int8)}
+
+
+def _numbered(raw: Any) -> np.ndarray:
+    """int32 [n]: a number a row, the same where the content is."""
+    leaves, known = [np.asarray(x) for x in jax.tree.leaves(raw)], {}
+    rows = (hashlib.sha256(b"".join(x[i].tobytes() for x in leaves)) for i in range(len(leaves[0])))
+    return np.array([known.setdefault(row.digest(), len(known)) for row in rows], np.int32)
 
 
 def _parts(name: str, data: Data, seed: int) -> tuple[dict[str, np.ndarray], ...]:
