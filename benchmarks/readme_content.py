@@ -1,5 +1,7 @@
 """The README's tables of models that encode raw content: end to end, adapted, and what it costs."""
 
+from statistics import mean, pstdev
+
 from kept import RESULTS, best_floor, load, spread, stratum
 
 HOSTS = {
@@ -111,9 +113,66 @@ def published() -> str:
     )
 
 
+def worlds() -> str:
+    """What losing a modality costs the model, beside what the law of the world says."""
+    told = (load("worlds") or {}).get("two_tower")
+    if told is None:
+        return "Not run yet: no figures."
+    names = list(next(iter(told["seeds"].values()))["law"])
+    lines = [
+        f"| recall@10, synthetic world | {' | '.join(names)} |".replace("| all |", "| whole |")
+    ]
+    lines.append("|---|" + "---|" * len(names))
+    for who, called in (("law", "the law"), ("model", "two_tower"), ("cold", "its cold items")):
+        rows = [one[who] for one in told["seeds"].values()]
+        pairs = [[float(f([r[n] for r in rows])) for f in (mean, pstdev)] for n in names]
+        lines.append(f"| {called} | {' | '.join(spread(pair, len(rows)) for pair in pairs)} |")
+    how = f"`{told['command']}`; {told['hardware']['cpu']}, {told['hardware']['cores']} cores; "
+    return "\n".join([*lines, "", f"{how}{len(rows)} seeds, commit {told['commit']}."])
+
+
+def sound() -> str:
+    """Five folds of ESC-10."""
+    told = (load("sound") or {}).get("esc10")
+    if told is None:
+        return "ESC-10: not run yet, no figures."
+    tests = ", ".join(f"{one['test']:.3f}" for one in told["folds"].values())
+    return (
+        f"ESC-10, a small AST from nothing: {told['accuracy']:.3f} ± {told['sd']:.3f} of the clips "
+        f"are told right over {len(told['folds'])} of 5 folds ({tests}; chance .100), the epoch "
+        f"chosen on another fold. `{told['command']}`, commit {told['commit']}."
+    )
+
+
+def beside() -> str:
+    """zoo embed beside Sentence Transformers, a ViT beside PyTorch's."""
+    told = load("embed")
+    if told is None:
+        return "Not run yet: no figures."
+    lines = [
+        "| encoder | rows | zoo, rows/s | PyTorch, rows/s | ratio (range) | largest difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one in told.items():
+        ms = {side: one["row"][side]["ms"] for side in ("zoo", "torch")}
+        speed = {side: 1e3 * one["rows"] / x["median"] for side, x in ms.items()}
+        low, high = ms["torch"]["range"]
+        far = one["max_abs_error"]
+        called = {"text": "MiniLM, titles", "image": "ViT-S/16, 224 x 224"}[name]
+        lines.append(
+            f"| {called} | {one['rows']} | {speed['zoo']:.0f} | {speed['torch']:.0f} | "
+            f"{ms['torch']['over_zoo']:.2f} ({low:.2f} to {high:.2f}) | {far:.1e} |"
+        )
+    how = "; ".join(f"`{one['command']}`, commit {one['commit']}" for one in told.values())
+    return "\n".join([*lines, "", how + "."])
+
+
 CONTENT_BLOCKS = {
     "end-to-end": end_to_end,
     "adaptation": adaptation,
     "steps": steps,
     "published": published,
+    "worlds": worlds,
+    "sound": sound,
+    "beside": beside,
 }
