@@ -155,13 +155,19 @@ def test_a_pretrained_pair_finds_the_other_view_and_starts_a_model(shop, tmp_pat
         api.fit("sasrec", shop, None, short, **run | {"encoding": None})
 
 
-def test_a_pretrained_encoder_embeds_the_catalogue_for_any_model(shop, tmp_path):
-    settings = replace(SETTINGS, epochs=1, batch=32)
-    fitted, _ = pretrain_content("contrastive", shop, tmp_path / "pre", ENCODING, settings)
+@pytest.fixture(scope="module")
+def pretrained(shop, tmp_path_factory):
+    """(the folder of a short pretraining, what came out)."""
+    folder, settings = tmp_path_factory.mktemp("run") / "pre", replace(SETTINGS, epochs=1, batch=32)
+    return folder, pretrain_content("contrastive", shop, folder, ENCODING, settings)[0]
+
+
+def test_a_pretrained_encoder_embeds_the_catalogue_for_any_model(shop, pretrained, tmp_path):
+    run, fitted = pretrained
     data = with_raw(shop, ENCODING)
     made = encoders(ENCODING, data.raw)
     for name in ("image", "text"):
-        told = embed(shop.dataset, tmp_path / "pre", tmp_path / name, name, batch=32)
+        told = embed(shop.dataset, run, tmp_path / name, name, batch=32)
         assert told["encoder"] == "pre" and told["width"] == 16
         there = np.flatnonzero(data.dataset.present[name])
         rows = jax.tree.map(lambda x, there=there: x[there], data.raw[name])
@@ -172,22 +178,21 @@ def test_a_pretrained_encoder_embeds_the_catalogue_for_any_model(shop, tmp_path)
     seen = replace(shop, options=replace(shop.options, features=folders))
     fitted, read = api.fit("vbpr", seen, None, api.settings_for("vbpr", epochs=1))
     assert read.dataset.features["text"].shape[1] == 16 and fitted.best
-    embed(shop.dataset, tmp_path / "pre", tmp_path / "layers", "text", pooling="layers")
+    embed(shop.dataset, run, tmp_path / "layers", "text", pooling="layers")
     seen = replace(shop, options=replace(shop.options, features=(str(tmp_path / "layers"),)))
     assert with_raw(seen, Encoding(("text",), kind="side")).raw["text"].shape[1:] == (2, 16)
 
 
-def test_encoders_of_other_words_or_of_no_pretraining_are_refused(shop, tmp_path):
-    settings = replace(SETTINGS, epochs=1, batch=32)
-    pretrain_content("masked", shop, tmp_path / "pre", ENCODING, settings)
+def test_encoders_of_other_words_or_of_no_pretraining_are_refused(shop, pretrained, tmp_path):
+    run = pretrained[0]
     columns = {**shop.dataset.columns, "text": shop.dataset.columns["text"][::-1].copy()}
     columns["text"][0] = ""
     with pytest.raises(ValueError, match="under other ids"):
-        embed(replace(shop.dataset, columns=columns), tmp_path / "pre", tmp_path / "a", "text")
+        embed(replace(shop.dataset, columns=columns), run, tmp_path / "a", "text")
     with pytest.raises(ValueError, match="no encoder of the modality.*'audio'"):
-        embed(shop.dataset, tmp_path / "pre", tmp_path / "b", "audio")
+        embed(shop.dataset, run, tmp_path / "b", "audio")
     with pytest.raises(ValueError, match="computes in float32"):
-        embed(shop.dataset, tmp_path / "pre", tmp_path / "c", "text", dtype="bfloat16")
+        embed(shop.dataset, run, tmp_path / "c", "text", dtype="bfloat16")
     api.fit("bpr", shop, tmp_path / "run", api.settings_for("bpr", epochs=1))
     with pytest.raises(ValueError, match="is a run of bpr"):
         embed(shop.dataset, tmp_path / "run", tmp_path / "d")
