@@ -127,7 +127,7 @@ def worlds() -> str:
         rows = [one[who] for one in told["seeds"].values()]
         pairs = [[float(f([r[n] for r in rows])) for f in (mean, pstdev)] for n in names]
         lines.append(f"| {called} | {' | '.join(spread(pair, len(rows)) for pair in pairs)} |")
-    how = f"`{told['command']}`; {told['hardware']['cpu']}, {told['hardware']['cores']} cores; "
+    how = f"`{told['command']}`; {told['hardware']['cpu']}, cores: {told['hardware']['cores']}; "
     return "\n".join([*lines, "", f"{how}{len(rows)} seeds, commit {told['commit']}."])
 
 
