@@ -189,7 +189,7 @@ def test_encoders_of_other_words_or_of_no_pretraining_are_refused(shop, pretrain
     columns["text"][0] = ""
     with pytest.raises(ValueError, match="under other ids"):
         embed(replace(shop.dataset, columns=columns), run, tmp_path / "a", "text")
-    with pytest.raises(ValueError, match="no encoder of the modality.*'audio'"):
+    with pytest.raises(ValueError, match="no tower for the modality.*'audio'"):
         embed(shop.dataset, run, tmp_path / "b", "audio")
     with pytest.raises(ValueError, match="computes in float32"):
         embed(shop.dataset, run, tmp_path / "c", "text", dtype="bfloat16")

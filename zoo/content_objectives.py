@@ -10,7 +10,8 @@ masked          15 % of the words (BERT, arXiv 1810.04805: of these 80 % hidden,
 autoregressive  the words of an item one by one, given its picture
 
 A batch is {items int32[b]} (co-consumption: and `others`); the catalogue has `raw`, `present` and
-`alike` {m: int32[n]}, a number that items of equal content share: they are no negatives.
+`alike` {m: int32[n]}, a number that items of equal content share: they are no negatives of each
+other (co-consumption: the same items are none).
 """
 
 from collections.abc import Callable, Mapping

@@ -22,7 +22,7 @@ from pipelines.schema import DataError, Dataset
 from zoo import mesh as meshes
 from zoo.encoders.blocks import mean_of_tokens
 from zoo.encoders.inputs import Content, content_of, json_sha256
-from zoo.encoders.load import Encoder, encoder
+from zoo.encoders.load import Encoder, encoder, which
 from zoo.encoders.own import is_own, own_encoder
 from zoo.names import unknown
 
@@ -69,7 +69,7 @@ def embed(
         )
     folder = Path(path)
     enc, content = _opened(dataset, folder, modality, dtype, max_length, seconds)
-    modality = modality or _usual(enc)
+    modality = which(enc.modules, modality, folder)
     run = _runner(enc, modality, pooling, content)
     facts = _facts(dataset, folder, content)
     facts |= {"modality": modality, "pooling": pooling, "dtype": dtype, "batch": batch}
@@ -102,15 +102,8 @@ def _opened(
             )
         return own_encoder(folder, dataset, modality)
     enc = encoder(folder, dtype=DTYPES[dtype])
-    modality = modality or _usual(enc)
-    if modality not in enc.modules:
-        raise unknown(f"{folder} has no tower for the modality", modality, enc.modules)
+    modality = which(enc.modules, modality, folder)
     return enc, content_of(dataset, folder, enc, modality, max_length, seconds)
-
-
-def _usual(enc: Encoder) -> str:
-    """The only tower's modality, else text."""
-    return next(iter(enc.modules)) if len(enc.modules) == 1 else "text"
 
 
 def embedded(folder: str | Path, dataset: Dataset) -> Dataset:
@@ -261,9 +254,7 @@ def tower_inputs(dataset: Dataset, folder: str | Path, modalities: Sequence[str]
     folder, made = Path(folder), {}
     enc = encoder(folder)
     for name in modalities:
-        if name not in enc.modules:
-            raise unknown(f"{folder} has no tower for the modality", name, enc.modules)
-        content = content_of(dataset, folder, enc, name)
+        content = content_of(dataset, folder, enc, which(enc.modules, name, folder))
         inputs, there, problems = content.take(np.arange(len(content.rows)))
         rows = content.rows[there]
         tables = {str(i): _rows_of(x[there], rows, dataset.n_items) for i, x in enumerate(inputs)}

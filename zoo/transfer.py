@@ -16,15 +16,8 @@ from zoo.encoders.own import word_ids_sha256
 from zoo.encoders.small import Encoding
 from zoo.serve import Pretrained, bundle_of
 
-MAKE = (
-    "kind",
-    "width",
-    "layers",
-    "heads",
-    "patch",
-    "pixels",
-    "tokens",
-)  # what makes two encoders alike
+# What makes two encoders alike.
+MAKE = ("kind", "width", "layers", "heads", "patch", "pixels", "tokens")
 log = logging.getLogger("zoo")
 
 

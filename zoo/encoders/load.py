@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from checkpoints.convert import convert, rules_of, tensor_names
 from zoo.encoders.published import towers
+from zoo.names import unknown
 
 Array = jax.Array
 Outputs = dict[str, Array]
@@ -50,6 +51,15 @@ def encoder(path: str | Path, **stack: Any) -> Encoder:
     modules = {name: one.clone(**sentence_fields(folder)) for name, one in modules.items()}
     params = convert(folder, rules, shapes(modules)).params
     return Encoder(modules, params, config, {m: _apply(m, one) for m, one in modules.items()})
+
+
+def which(known: Iterable[str], modality: str | None, folder: Path) -> str:
+    """The modality that is asked for; None: the only one there, else text. ValueError: unknown."""
+    known = list(known)
+    modality = modality or (known[0] if len(known) == 1 else "text")
+    if modality not in known:
+        raise unknown(f"{folder} has no tower for the modality", modality, known)
+    return modality
 
 
 def read_config(folder: Path) -> dict[str, Any]:

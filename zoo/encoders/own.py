@@ -12,9 +12,8 @@ from checkpoints.store import params_sha256
 from pipelines.raw import raw_content
 from pipelines.schema import Dataset
 from zoo.encoders.inputs import Content, Inputs, some_rows
-from zoo.encoders.load import Encoder
+from zoo.encoders.load import Encoder, which
 from zoo.encoders.small import Encoding, small, standard
-from zoo.names import unknown
 from zoo.serve import bundle_of
 
 log = logging.getLogger("zoo")
@@ -38,9 +37,7 @@ def own_encoder(folder: Path, dataset: Dataset, modality: str | None) -> tuple[E
             "the run of a zoo pretrain OBJECTIVE, or a published encoder's folder."
         )
     known = bundle.params["encoders"]
-    modality = modality or (next(iter(known)) if len(known) == 1 else "text")
-    if modality not in known:
-        raise unknown(f"{folder} has no encoder of the modality", modality, known)
+    modality = which(known, modality, folder)
     encoding = Encoding(**bundle.config["encoding"])
     size = (encoding.pixels, encoding.pixels)
     raw, there, problems = raw_content(dataset, (modality,), size, encoding.tokens)[modality]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 
 from zoo.encoders.blocks import EncoderStack, Named
 from zoo.encoders.image import VisionTransformer
-from zoo.encoders.load import encoder
+from zoo.encoders.load import encoder, which
 from zoo.encoders.side import side_encoder
 from zoo.encoders.text import Bert
 from zoo.end_to_end import ContentEncoder
@@ -69,9 +70,7 @@ def _published(e: Encoding) -> dict[str, ContentEncoder]:
     found = encoder(e.kind, dropout=e.dropout)
     made = {}
     for name in e.modalities:
-        if name not in found.modules:
-            raise unknown(f"{e.kind} has no tower for the modality", name, found.modules)
-        module = found.modules[name]
+        module = found.modules[which(found.modules, name, Path(e.kind))]
         width = jax.eval_shape(module.init_with_output, jax.random.key(0), *module.example())
         width = width[0]["pooled"].shape[-1]
         made[name] = _encoder(name, module, _in_order, width)._replace(params=found.params[name])
