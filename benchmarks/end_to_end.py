@@ -29,12 +29,14 @@ from zoo.plan import counts
 
 OUT = Path(__file__).parent / "results" / "end_to_end.json"
 ENCODING = api.Encoding(**OWN["encoding"])
+DEEP = replace(ENCODING, layers=4)
 # name: (encoding, adaptation)
 COSTS = {
     "each occurrence": (replace(ENCODING, bound=None), None),
-    "each occurrence, remat": (replace(ENCODING, bound=None, remat=True), None),
     "distinct items": (ENCODING, None),
-    "distinct items, remat": (replace(ENCODING, remat=True), None),
+    "distinct items, 4 layers": (DEEP, None),
+    "distinct items, 4 layers, scan": (replace(DEEP, scan=True), None),
+    "distinct items, 4 layers, scan and remat": (replace(DEEP, scan=True, remat=True), None),
 }
 BESIDE = api.Encoding(**SIDE)
 ARMS = COSTS | {name: (ENCODING, recipe) for name, recipe in ADAPTED.items()}

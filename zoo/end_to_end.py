@@ -10,7 +10,6 @@ old as the dispatch and get no gradient.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -38,16 +37,14 @@ def end_to_end(
     recommender: Recommender,
     encoders: Mapping[str, ContentEncoder],
     bound: int | None = 1024,
-    remat: bool = False,
     refresh: bool = True,
 ) -> Recommender:
     """A recommender over {model, encoders: {m: ...}} parameters.
 
     bound: distinct items of a batch that are encoded, what is above it stays as the last draw
     left it (counted by the metric `items_left`); None: no de-duplication, an item is encoded as
-    often as it is named. remat: an encoder's activations are computed again for the gradient.
-    refresh: whether a draw encodes the catalogue; a loss that asks of the batch's items alone
-    (in-batch) needs none.
+    often as it is named. refresh: whether a draw encodes the catalogue; a loss that asks of the
+    batch's items alone (in-batch) needs none.
     """
     if bound is not None and bound < 1:
         raise ValueError(f"bound is {bound}; expected at least one item, or None.")
@@ -62,7 +59,7 @@ def end_to_end(
         named = jnp.concatenate([batch[k].reshape(-1) for k in ASKED if k in batch])
         n = len(catalogue["valid"])
         ids, left = (named, 0) if bound is None else _distinct(named, bound, n)
-        fresh = encoded(encoders, params, catalogue, ids, encoder_key, remat)
+        fresh = encoded(encoders, params, catalogue, ids, encoder_key)
         tables = {m: _put(catalogue["features"][m], ids, x) for m, x in fresh.items()}
         seen = {**catalogue, "features": {**catalogue["features"], **tables}}
         value, metrics = recommender.loss(params["model"], seen, batch, model_key)
@@ -139,14 +136,12 @@ def encoded(
     catalogue: Catalogue,
     ids: Array,
     key: Array | None = None,
-    remat: bool = False,
 ) -> dict[str, Array]:
     """{m: [c,f]} of items ids [c]; key: of the dropout, None: serving."""
     made = {}
     for i, (name, one) in enumerate(encoders.items()):
-        apply = jax.checkpoint(partial(one.apply)) if remat else one.apply  # traced anew
         own = None if key is None else jax.random.fold_in(key, i)
-        made[name] = apply(params["encoders"][name], rows_of(catalogue, name, ids), own)
+        made[name] = one.apply(params["encoders"][name], rows_of(catalogue, name, ids), own)
     return made
 
 

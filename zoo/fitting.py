@@ -126,7 +126,7 @@ def _built(
         return plain, {}
     made = encoders(encoding, catalogue["raw"])
     start = {m: one.params for m, one in made.items() if one.params is not None}
-    whole = end_to_end(plain, made, encoding.bound, encoding.remat, encoding.refresh > 0)
+    whole = end_to_end(plain, made, encoding.bound, encoding.refresh > 0)
     return whole, {"encoders": start} if start else {}
 
 

@@ -35,7 +35,9 @@ class Encoding:
     tokens: int = 24  # words of a text that are read
     dropout: float = 0.1
     bound: int = 1024  # distinct items of a batch that are encoded (zoo/end_to_end.py)
-    remat: bool = False
+    scan: bool = False  # one compiled layer, run for each; adapters and prompts need it off
+    remat: bool = False  # a layer's activations are computed again for the gradient; on CPU that
+    # saves memory only together with scan: without it the compiler joins both computations
     refresh: int = 16  # steps between two encodings of all items, for negatives that no batch
     # names; 0: never, for losses that ask of the batch alone
 
@@ -67,7 +69,7 @@ def standard(pooled: Array) -> Array:
 
 def _published(e: Encoding) -> dict[str, ContentEncoder]:
     """The towers in the folder `kind`, with their weights as a start."""
-    found = encoder(e.kind, dropout=e.dropout)
+    found = encoder(e.kind, dropout=e.dropout, **_repeats(e))
     made = {}
     for name in e.modalities:
         module = found.modules[which(found.modules, name, Path(e.kind))]
@@ -83,7 +85,13 @@ def _in_order(raw: dict[str, Array]) -> tuple[Array, ...]:
 
 
 def _stack(e: Encoding) -> EncoderStack:
-    return EncoderStack(e.layers, "pre", e.heads, 4 * e.width, dropout=e.dropout)
+    sizes = e.layers, "pre", e.heads, 4 * e.width
+    return EncoderStack(*sizes, dropout=e.dropout, **_repeats(e))
+
+
+def _repeats(e: Encoding) -> dict[str, bool]:
+    """Which of scan and remat are on: not every published encoder has them."""
+    return {name: True for name in ("scan", "remat") if getattr(e, name)}
 
 
 def _image(e: Encoding, raw: Any) -> tuple[Any, Callable[[Any], tuple]]:
