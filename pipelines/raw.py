@@ -1,4 +1,5 @@
-"""Content as a trainable encoder reads it: pixels and word ids, a row an item, what is missing."""
+"""Content as a trainable encoder reads it: pixels, word ids and waves, a row an item, what is
+missing."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.content import TEXT_COLUMNS, Problem, clean_text, decode_images
+from pipelines.content import TEXT_COLUMNS, Problem, clean_text, decode_images, decode_sounds
 from pipelines.schema import DataError, Dataset
+from pipelines.waves import RATE
 from pipelines.words import KEYWORDS, of_text
 
 LEAST = 2  # items that a word must occur in to have an id of its own
 UNKNOWN = 1  # the id of all other words; 0 is padding
+LOUDEST = 32767  # of an int16 sample
 Raw = tuple[Any, np.ndarray, list[Problem]]
 
 
@@ -20,28 +23,39 @@ def raw_content(
     modalities: Sequence[str],
     size: tuple[int, int] = (64, 64),
     tokens: int = 24,
+    samples: int = RATE,
 ) -> dict[str, Raw]:
     """{modality: (arrays of n+1 rows, present bool[n+1], problems)}; row 0 is empty.
 
     image: uint8 [n+1,h,w,3] of the files that the column `image` names, resized to `size`; text:
-    {ids int32, mask bool} [n+1,tokens], words of title, genres and the like in their order.
+    {ids int32, mask bool} [n+1,tokens], words of title, genres and the like in their order; audio:
+    int16 [n+1,samples] at 16 kHz, the beginning of the files that the column `audio` names.
     Raises DataError for another modality, and for one that the items lack.
     """
-    made = {}
+    made, how = {}, {"image": size, "text": tokens, "audio": samples}
     for modality in modalities:
         if modality not in MAKERS:
             raise DataError(f"raw content of '{modality}': expected {' or '.join(MAKERS)}.")
-        made[modality] = MAKERS[modality](dataset, size if modality == "image" else tokens)
+        made[modality] = MAKERS[modality](dataset, how[modality])
     return made
 
 
 def _pictures(dataset: Dataset, size: tuple[int, int]) -> Raw:
-    if "image" not in dataset.columns:
+    return decode_images(_files(dataset, "image"), size)
+
+
+def _sounds(dataset: Dataset, samples: int) -> Raw:
+    waves, there, problems = decode_sounds(_files(dataset, "audio"), RATE, samples / RATE)
+    return np.round(np.clip(waves, -1, 1) * LOUDEST).astype(np.int16), there, problems
+
+
+def _files(dataset: Dataset, column: str) -> list:
+    if column not in dataset.columns:
         raise DataError(
-            f"{dataset.name} has no column 'image' that names files; its items have "
+            f"{dataset.name} has no column '{column}' that names files; its items have "
             f"{sorted(dataset.columns)}."
         )
-    return decode_images(["", *dataset.columns["image"][1:]], size)
+    return ["", *dataset.columns[column][1:]]
 
 
 def _words(dataset: Dataset, tokens: int) -> Raw:
@@ -66,4 +80,4 @@ def _text(dataset: Dataset, names: list[str], item: int) -> list[str]:
     return of_text(" ".join(clean_text(dataset.columns[name][item]) for name in names))
 
 
-MAKERS = {"image": _pictures, "text": _words}
+MAKERS = {"image": _pictures, "text": _words, "audio": _sounds}

@@ -1,13 +1,16 @@
 """Audio and video encoders against published weights and outputs."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import FIXTURES
 from test_encoders_text import close, published, run
 
+from pipelines import waves
 from zoo.encoders.audio import windows
 from zoo.encoders.load import encoder
+from zoo.encoders.mel import filter_bank, log_mel, samples_of
 from zoo.encoders.video import sinusoids, tubes
 
 
@@ -31,6 +34,31 @@ def test_wav2vec2_is_the_published_one():
     out = run(encoder(FIXTURES / "hf_wav2vec2"), "audio", given["input_values"])
     close(out["features"], expected["extract_features"])
     close(out["tokens"], expected["last_hidden_state"])
+
+
+def clip(seconds: float = 0.5) -> np.ndarray:
+    """A falling tone under noise, silent at its end."""
+    t = np.arange(round(16000 * seconds)) / 16000
+    noise = np.random.default_rng(0).normal(size=len(t))
+    return ((0.4 * np.sin(2 * np.pi * (900 - 600 * t) * t) + 0.01 * noise) * (t < 0.4)).astype("f")
+
+
+@pytest.mark.parametrize("bands", [32, 128])
+def test_spectrograms_of_the_device_are_those_of_the_host(bands):
+    wave = clip()[: samples_of(48)]
+    got = jax.jit(lambda x: filter_bank(x, bands))(np.stack([wave, 0 * wave]))
+    for row, one in zip(got, (wave, 0 * wave), strict=True):
+        mean, std = -4.2677393, 4.5689974
+        np.testing.assert_allclose(row, waves.fbank(one, bands, 48, mean, std), atol=1e-3)
+    got = jax.jit(lambda x: log_mel(x, bands))(clip()[None])[0]
+    np.testing.assert_allclose(got, waves.log_mel(clip(), bands), atol=1e-3)
+
+
+def test_a_spectrogram_has_a_gradient_by_its_wave_also_in_silence():
+    for make in (filter_bank, log_mel):
+        grad = jax.jit(jax.grad(lambda x, f=make: jnp.sum(f(x, 32)[:, 3])))
+        assert all(np.all(np.isfinite(grad(wave[None]))) for wave in (clip(), 0 * clip()))
+        assert np.abs(grad(clip()[None])).max() > 0
 
 
 def test_keys_without_a_bias_have_zeros():

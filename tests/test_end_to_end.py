@@ -210,25 +210,26 @@ def test_what_is_missing_is_named():
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """A small world of pictures and words on disk."""
+    """A small world of pictures, words and sounds on disk."""
     made = synthetic.world(n_items=60, n_users=80, image_size=16, missing=0.2)
     return api.load_data(synthetic.save(made, tmp_path_factory.mktemp("shop")))
 
 
 SIZES = {"width": 16, "layers": 1, "heads": 2, "patch": 8, "pixels": 16, "tokens": 6}
+SIZES |= {"frames": 24, "bands": 16}
 ENCODING = api.Encoding(("image", "text"), **SIZES, bound=256, refresh=8)
 FIELDS = {"width": 16, "layers": 1, "max_len": 12, "items": "both"}
 
 
-def test_a_run_encodes_its_content_and_its_bundle_serves_alike(shop, tmp_path):
+@pytest.mark.parametrize("name", ["image", pytest.param("audio", marks=pytest.mark.slow)])
+def test_a_run_encodes_its_content_and_its_bundle_serves_alike(shop, tmp_path, name):
     settings = api.Settings(epochs=2, batch=16, rate=1e-2)
-    more = {"encoding": replace(ENCODING, modalities=("image",)), **FIELDS}
+    more = {"encoding": replace(ENCODING, modalities=(name,)), **FIELDS}
     fitted, seen = api.fit("sasrec", shop, tmp_path / "run", settings, **more)
     assert fitted.steps % 8 == 0, "the catalogue is encoded every so many steps"
     bundle = api.from_pretrained(tmp_path / "run")
-    assert bundle.catalogue["features"]["image"].shape[1] == 16
-    there = bundle.catalogue["present"]["image"]
-    assert np.asarray(bundle.catalogue["features"]["image"])[there].std() > 0.5
+    made, there = (bundle.catalogue[part][name] for part in ("features", "present"))
+    assert made.shape[1] == 16 and np.asarray(made)[there].std() > 0.5
     assert api.evaluate(bundle, shop).metrics == pytest.approx(api.evaluate(fitted, seen).metrics)
     assert len(bundle.recommend([shop.dataset.item_ids[3]], k=5)) == 5
     again, _ = api.fit("sasrec", shop, tmp_path / "run", settings, **more)

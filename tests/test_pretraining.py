@@ -16,6 +16,7 @@ from zoo.content_objectives import (
     Captioner,
     _alike,
     _hide_patches,
+    _hide_sound,
     _hide_words,
     objective,
 )
@@ -25,25 +26,27 @@ from zoo.encoders.small import Encoding, encoders
 from zoo.pretraining import SETTINGS, _catalogue, _parts, pretrain_content
 
 SIZES = {"width": 16, "layers": 1, "heads": 2, "patch": 8, "pixels": 16, "tokens": 6}
+SIZES |= {"frames": 24, "bands": 16}
 ENCODING = Encoding(("image", "text"), **SIZES, dropout=0.0, bound=256, refresh=8)
 KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """A small world of pictures and words on disk."""
+    """A small world of pictures, words and sounds on disk."""
     made = synthetic.world(n_items=150, n_users=60, image_size=16, missing=0.1)
     return api.load_data(synthetic.save(made, tmp_path_factory.mktemp("shop")))
 
 
-def started(name: str, shop):
-    encoding = replace(ENCODING, modalities=("image",)) if name == "autoregressive" else ENCODING
-    data = with_raw(shop, ENCODING)
+def started(name: str, shop, modalities: tuple[str, ...] = ("image", "text")):
+    data = with_raw(shop, replace(ENCODING, modalities=modalities))
+    read = ("image",) if name == "autoregressive" else modalities
     catalogue = jax.tree.map(jnp.asarray, _catalogue(data))
-    model = objective(name, encoders(encoding, data.raw), 8, ENCODING.patch)
+    made = encoders(replace(ENCODING, modalities=read), data.raw)
+    model = objective(name, made, 8, ENCODING.patch, ENCODING.bands)
     batch = {"items": np.arange(1, 33, dtype=np.int32)}
     batch |= {"others": np.arange(2, 34, dtype=np.int32)} if name == "co-consumption" else {}
-    return model, model.init(KEY, catalogue, batch), catalogue, batch
+    return model, jax.jit(model.init)(KEY, catalogue, batch), catalogue, batch
 
 
 LONG = ("siglip", "co-consumption", "autoregressive")  # to compile
@@ -81,7 +84,7 @@ def test_a_word_is_told_from_the_words_before_it_and_the_picture():
 
 def test_hidden_patches_are_grey_and_the_others_as_they_were():
     raw = jax.random.randint(KEY, (5, 18, 16, 3), 0, 256).astype(jnp.uint8)
-    seen, target, hidden = _hide_patches(KEY, raw, 8, 0)
+    seen, target, hidden = _hide_patches(KEY, raw, 8)
     assert target.shape == (5, 4, 192) and hidden.shape == (5, 4)
     grid = np.asarray(hidden).reshape(5, 2, 2).repeat(8, 1).repeat(8, 2)
     assert np.all(np.asarray(seen)[:, :16][grid] == 127)
@@ -90,11 +93,27 @@ def test_hidden_patches_are_grey_and_the_others_as_they_were():
     assert 0.3 < hidden.mean() < 0.9
 
 
+def test_hidden_sound_is_silent_and_the_rest_as_it_was(shop):
+    model, params, catalogue, batch = started("masked", shop, ("audio",))
+    raw = catalogue["raw"]["audio"][batch["items"]]
+    assert raw.shape == (32, 24 * 160 + 240) and raw.dtype == jnp.int16
+    seen, target, hidden = _hide_sound(KEY, raw, 8, 16)
+    assert target.shape == (32, 6, 64) and hidden.shape == (32, 6)  # two bands of three stretches
+    np.testing.assert_array_equal(hidden[:, :3], hidden[:, 3:])
+    over = np.repeat(np.asarray(hidden[:, :3]), 1280, axis=1)
+    heard = np.asarray(seen)[:, :3840]
+    assert not heard[over].any()
+    np.testing.assert_array_equal(heard[~over], np.asarray(raw)[:, :3840][~over])
+    grad = jax.jit(jax.grad(lambda p: model.loss(p, catalogue, batch, KEY)[0]))(params)
+    sizes = [np.abs(x).max() for x in jax.tree.leaves(grad["encoders"])]
+    assert np.all(np.isfinite(sizes)) and max(sizes) > 1e-5
+
+
 def test_hidden_words_are_the_only_ones_that_change():
     ids = jax.random.randint(KEY, (400, 6), 2, 30)
     mask = jnp.arange(6)[None] < 4
     raw = {"ids": ids * mask, "mask": jnp.broadcast_to(mask, ids.shape)}
-    seen, target, hidden = _hide_words(KEY, raw, 0, 30)
+    seen, target, hidden = _hide_words(KEY, raw, 30)
     moved = np.asarray(seen["ids"] != raw["ids"])
     assert not np.any(moved & ~np.asarray(hidden)) and not np.any(hidden & ~raw["mask"])
     assert np.asarray(hidden[:, :4]).mean() == pytest.approx(0.15, abs=0.03)

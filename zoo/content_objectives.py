@@ -6,7 +6,8 @@ siglip          the same, each pair by itself (arXiv 2303.15343)
 co-consumption  an item and the one taken next, in training histories, by all their modalities
 masked          15 % of the words (BERT, arXiv 1810.04805: of these 80 % hidden, 10 % others), and
                 60 % of the patches, of which the pixels are guessed (SimMIM, arXiv 2111.09886),
-                each patch standardised (MAE, arXiv 2111.06377)
+                each patch standardised (MAE, arXiv 2111.06377); of sound, 60 % of the time, of
+                which the spectrogram is guessed
 autoregressive  the words of an item one by one, given its picture
 
 A batch is {items int32[b]} (co-consumption: and `others`); the catalogue has `raw`, `present` and
@@ -22,7 +23,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from zoo.encoders.audio import sound_patches
 from zoo.encoders.image import patches
+from zoo.encoders.mel import HOP, spectrogram
 from zoo.encoders.t5 import T5Stack
 from zoo.end_to_end import ContentEncoder, encoded, init_encoders, rows_of
 from zoo.layers import init_normal
@@ -158,12 +161,13 @@ def contrastive(
     return Pretraining(_with_heads(encoders, heads), loss, view)
 
 
-def masked(encoders: Mapping[str, ContentEncoder], patch: int = 16) -> Pretraining:
-    """The hidden words and patches of each modality by itself; `patch` as in the encoder."""
+def masked(encoders: Mapping[str, ContentEncoder], patch: int = 16, bands: int = 32) -> Pretraining:
+    """The hidden words, patches and sound of each modality by itself; patch and bands as in the
+    encoder."""
 
     def head(m: str, catalogue: dict) -> nn.Dense:
-        size = patch * patch * 3 if m == "image" else _vocabulary(catalogue)
-        return nn.Dense(size, name=m)
+        sizes = {"image": 3 * patch**2, "audio": patch**2, "text": _vocabulary(catalogue)}
+        return nn.Dense(sizes[m], name=m)
 
     def heads(key, params, catalogue, ids):
         width = {m: jnp.zeros((1, 1, one.width)) for m, one in encoders.items()}
@@ -174,9 +178,10 @@ def masked(encoders: Mapping[str, ContentEncoder], patch: int = 16) -> Pretraini
         for i, (m, one) in enumerate(encoders.items()):
             hide_key, own = jax.random.split(jax.random.fold_in(key, i))
             raw = rows_of(catalogue, m, batch["items"])
-            hide = _hide_patches if m == "image" else _hide_words
-            seen, target, hidden = hide(hide_key, raw, patch, _vocabulary(catalogue))
+            more = {"image": (patch,), "audio": (patch, bands), "text": (_vocabulary(catalogue),)}
+            seen, target, hidden = HIDE[m](hide_key, raw, *more[m])
             states = one.states(params["encoders"][m], seen, own)
+            states = states[:, -hidden.shape[1] :]  # without class tokens, which go first
             out = head(m, catalogue).apply({"params": params["heads"][m]}, states)
             weights = hidden & _there(catalogue, m, batch["items"])[:, None]
             told[m] = mean(_wrong(m, out, target), weights.astype(jnp.float32))
@@ -191,8 +196,7 @@ def _vocabulary(catalogue: dict) -> int:
     return len(catalogue["vocabulary"])
 
 
-def _hide_words(key: Array, raw: dict, patch: int, vocabulary: int):
-    del patch
+def _hide_words(key: Array, raw: dict, vocabulary: int):
     hide, how, other = jax.random.split(key, 3)
     ids, mask = raw["ids"], raw["mask"]
     hidden = jax.random.bernoulli(hide, HIDDEN_WORDS, ids.shape) & mask
@@ -202,23 +206,38 @@ def _hide_words(key: Array, raw: dict, patch: int, vocabulary: int):
     return {"ids": jnp.where(hidden, instead, ids), "mask": mask}, ids, hidden
 
 
-def _hide_patches(key: Array, raw: Array, patch: int, vocabulary: int):
-    del vocabulary
+def _hide_patches(key: Array, raw: Array, patch: int):
     b, height, width, _ = raw.shape
     grid = (b, height // patch, width // patch)
     hidden = jax.random.bernoulli(key, HIDDEN_PATCHES, grid)
     over = jnp.repeat(jnp.repeat(hidden, patch, axis=1), patch, axis=2)
     over = jnp.pad(over, ((0, 0), (0, height % patch), (0, width % patch)))
-    x = patches(raw.astype(jnp.float32) / 255.0, patch)
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-4)
     seen = jnp.where(over[..., None], jnp.asarray(GREY, raw.dtype), raw)
-    return seen, x, hidden.reshape(b, -1)
+    return seen, _standard(patches(raw.astype(jnp.float32) / 255.0, patch)), hidden.reshape(b, -1)
+
+
+def _hide_sound(key: Array, raw: Array, patch: int, bands: int):
+    """Silence, for stretches as long as a patch; all bands of it are to be guessed."""
+    x = sound_patches(spectrogram(raw, bands), patch, (patch, patch))
+    rows = bands // patch
+    hidden = jax.random.bernoulli(key, HIDDEN_PATCHES, (len(x), x.shape[1] // rows))
+    over = jnp.repeat(hidden, patch * HOP, axis=1)
+    over = jnp.pad(over, ((0, 0), (0, raw.shape[1] - over.shape[1])))
+    return jnp.where(over, 0, raw), _standard(x), jnp.tile(hidden, (1, rows))
+
+
+HIDE = {"image": _hide_patches, "text": _hide_words, "audio": _hide_sound}
+
+
+def _standard(x: Array) -> Array:
+    """Each patch [...,p] to mean 0 and variance 1."""
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-4)
 
 
 def _wrong(m: str, out: Array, target: Array) -> Array:
-    """[b,l]: squared error of pixels, or -ln p of words."""
-    if m == "image":
+    """[b,l]: squared error of pixels and spectrograms, or -ln p of words."""
+    if m != "text":
         return jnp.mean(jnp.square(out - target), axis=-1)
     return -jnp.take_along_axis(jax.nn.log_softmax(out), target[..., None], axis=-1)[..., 0]
 
@@ -258,11 +277,15 @@ OBJECTIVES = ("contrastive", "siglip", "co-consumption", "masked", "autoregressi
 
 
 def objective(
-    name: str, encoders: Mapping[str, ContentEncoder], width: int = 64, patch: int = 16
+    name: str,
+    encoders: Mapping[str, ContentEncoder],
+    width: int = 64,
+    patch: int = 16,
+    bands: int = 32,
 ) -> Pretraining:
     """One of OBJECTIVES; width: of the space in which views are compared."""
     if name == "masked":
-        return masked(encoders, patch)
+        return masked(encoders, patch, bands)
     if name == "autoregressive":
         return autoregressive(encoders)
     if name not in OBJECTIVES:

@@ -19,7 +19,7 @@ from pipelines.words import words
 from zoo import coding
 from zoo import mesh as meshes
 from zoo.embed import embedded, layered, tower_inputs
-from zoo.encoders.small import Encoding
+from zoo.encoders.small import Encoding, how_raw
 from zoo.serve import Pretrained, from_pretrained
 
 log = logging.getLogger("zoo")
@@ -138,8 +138,7 @@ def with_raw(data: Data, encoding: Encoding) -> Data:
         there = data.dataset.present
         found = {m: (layered(data.dataset, m), there[m], []) for m in encoding.modalities}
     elif encoding.kind == "small":
-        size = (encoding.pixels, encoding.pixels)
-        found = raw_content(data.dataset, encoding.modalities, size, encoding.tokens)
+        found = raw_content(data.dataset, encoding.modalities, **how_raw(encoding))
     else:
         found = tower_inputs(data.dataset, encoding.kind, encoding.modalities)
     features, present = dict(data.dataset.features), dict(data.dataset.present)

@@ -80,7 +80,7 @@ def pretrain_content(
     catalogue, mesh = _catalogue(data), mesh or meshes.make_mesh(1)
     train, held = _parts(name, data, settings.seed)
     made = encoders(encoding, catalogue["raw"])
-    model = objective(name, made, width, encoding.patch)
+    model = objective(name, made, width, encoding.patch, encoding.bands)
     with jax.set_mesh(mesh):
         run = _run(model, catalogue, train, held, settings, mesh)
         mine = {"objective": name, "data": data.dataset.name, "width": width, **asdict(settings)}

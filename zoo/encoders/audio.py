@@ -20,6 +20,13 @@ def windows(x: Array, size: int, stride: int, axis: int) -> Array:
     return jnp.take(x, starts[:, None] + jnp.arange(size)[None, :], axis=axis)
 
 
+def sound_patches(mel: Array, size: int, stride: tuple[int, int]) -> Array:
+    """[b,l,size²] squares of spectrograms [b,frames,bands], bands first; stride (mel, time)."""
+    x = windows(mel.transpose(0, 2, 1), size, stride[0], axis=1)
+    x = windows(x, size, stride[1], axis=3)  # b h p w p
+    return x.transpose(0, 1, 3, 2, 4).reshape(len(mel), -1, size**2)
+
+
 class SpectrogramTransformer(nn.Module):
     """AST (arXiv 2104.01778): a ViT over overlapping patches of the spectrogram.
 
@@ -46,9 +53,7 @@ class SpectrogramTransformer(nn.Module):
                 f"spectrograms are {mel.shape}: expected [b,{self.frames},{self.bands}]; pad or "
                 "cut the clip."
             )
-        x = windows(mel.transpose(0, 2, 1), self.patch, self.stride[0], axis=1)
-        x = windows(x, self.patch, self.stride[1], axis=3)  # b h p w p
-        x = x.transpose(0, 1, 3, 2, 4).reshape(len(mel), -1, self.patch**2)
+        x = sound_patches(mel, self.patch, self.stride)
         x = nn.Dense(self.width, dtype=self.stack.dtype, name="patches")(x)
         first = [self.param(name, init_normal, (self.width,)) for name in ("cls", "distillation")]
         first = jnp.broadcast_to(jnp.stack(first)[None], (len(mel), 2, self.width))

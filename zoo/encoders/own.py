@@ -13,7 +13,7 @@ from pipelines.raw import raw_content
 from pipelines.schema import Dataset
 from zoo.encoders.inputs import Content, Inputs, some_rows
 from zoo.encoders.load import Encoder, which
-from zoo.encoders.small import Encoding, small, standard
+from zoo.encoders.small import Encoding, how_raw, small, standard
 from zoo.serve import bundle_of
 
 log = logging.getLogger("zoo")
@@ -39,8 +39,7 @@ def own_encoder(folder: Path, dataset: Dataset, modality: str | None) -> tuple[E
     known = bundle.params["encoders"]
     modality = which(known, modality, folder)
     encoding = Encoding(**bundle.config["encoding"])
-    size = (encoding.pixels, encoding.pixels)
-    raw, there, problems = raw_content(dataset, (modality,), size, encoding.tokens)[modality]
+    raw, there, problems = raw_content(dataset, (modality,), **how_raw(encoding))[modality]
     _check_words(bundle, {modality: raw}, folder, dataset)
     for problem in problems:
         log.warning("masked: %s", problem)
@@ -56,7 +55,7 @@ def own_encoder(folder: Path, dataset: Dataset, modality: str | None) -> tuple[E
         inputs = read(jax.tree.map(lambda x: x[rows[places]], raw))
         return tuple(np.asarray(x) for x in inputs), np.ones(len(places), bool), []
 
-    how = {k: getattr(encoding, k) for k in ("pixels", "tokens")}
+    how = {k: getattr(encoding, k) for k in ("pixels", "tokens", "frames", "bands")}
     towers = {modality: module}, {modality: known[modality]}, bundle.config, {modality: apply}
     return Encoder(*towers), Content(rows, how, params_sha256({modality: raw}), take)
 

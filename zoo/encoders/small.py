@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from zoo.encoders.audio import SpectrogramTransformer
 from zoo.encoders.blocks import EncoderStack, Named
 from zoo.encoders.image import VisionTransformer
 from zoo.encoders.load import encoder, which
+from zoo.encoders.mel import samples_of, spectrogram
 from zoo.encoders.side import side_encoder
 from zoo.encoders.text import Bert
 from zoo.end_to_end import ContentEncoder
@@ -23,16 +25,18 @@ Array = jax.Array
 class Encoding:
     """Which content a run encodes itself, and by what encoder (none: `modalities` ())."""
 
-    modalities: tuple[str, ...] = ()  # image, text
+    modalities: tuple[str, ...] = ()  # image, text, audio
     kind: str = "small"  # small: from nothing, of the sizes below; side: a network beside the
     # layers of an encoder that stays as it was (zoo embed --pooling layers, --features); or the
     # folder of a published encoder, whose inputs of all items are held in memory
     width: int = 64
     layers: int = 2  # small
     heads: int = 4
-    patch: int = 16  # of pictures
+    patch: int = 16  # of pictures and of spectrograms
     pixels: int = 64  # pictures are made this high and wide
     tokens: int = 24  # words of a text that are read
+    frames: int = 96  # of sound that are heard, 10 ms each
+    bands: int = 32  # of a spectrogram
     dropout: float = 0.1
     bound: int = 1024  # distinct items of a batch that are encoded (zoo/end_to_end.py)
     scan: bool = False  # one compiled layer, run for each; adapters and prompts need it off
@@ -53,6 +57,12 @@ def encoders(encoding: Encoding, raw: dict[str, Any]) -> dict[str, ContentEncode
             raise unknown("no small encoder of the modality", name, KINDS)
     made = {name: small(encoding, name, raw[name]) for name in encoding.modalities}
     return {name: _encoder(name, *one, encoding.width) for name, one in made.items()}
+
+
+def how_raw(encoding: Encoding) -> dict[str, Any]:
+    """What pipelines.raw.raw_content is told of the sizes."""
+    size = (encoding.pixels, encoding.pixels)
+    return {"size": size, "tokens": encoding.tokens, "samples": samples_of(encoding.frames)}
 
 
 def small(encoding: Encoding, modality: str, raw: Any) -> tuple[Any, Callable[[Any], tuple]]:
@@ -108,6 +118,12 @@ def _text(e: Encoding, raw: Any) -> tuple[Any, Callable[[Any], tuple]]:
     return module, lambda x: (x["ids"], x["mask"])
 
 
+def _audio(e: Encoding, raw: Any) -> tuple[Any, Callable[[Any], tuple]]:
+    del raw  # clips of the length that `how_raw` asks for
+    sizes = e.frames, e.bands, e.patch, (e.patch, e.patch), e.width
+    return SpectrogramTransformer(*sizes, _stack(e)), lambda x: (spectrogram(x, e.bands),)
+
+
 def _encoder(name: str, module: Any, inputs: Callable[[Any], tuple], width: int) -> ContentEncoder:
     """The pooled vector of a module, of a standard size."""
     named, place = Named({name: module}), f"encoders_{name}"
@@ -129,4 +145,4 @@ def _encoder(name: str, module: Any, inputs: Callable[[Any], tuple], width: int)
     return ContentEncoder(init, apply, width, states)
 
 
-KINDS = {"image": _image, "text": _text}
+KINDS = {"image": _image, "text": _text, "audio": _audio}
