@@ -2,7 +2,7 @@
 
 import json
 
-from graph_experiments import CONTENT, MODELS, TRIALS
+from graph_experiments import CONTENT, EPOCHS, MODELS, TRIALS, winner
 from kept import RESULTS, best_floor, load, spread
 
 # recall@20 of the authors' code (enoche/MMRec e775373) run on the same files: mean over its seeds,
@@ -60,23 +60,26 @@ def search() -> str:
     ]
     trials = load("searches") or []
     for model in MODELS:
-        mine = [r for r in trials if r["name"].startswith(f"try-{model}-tiktok")]
+        names = [f"try-{model}-tiktok-{n}" for n in range(TRIALS)]
+        mine = [r for r in trials if r["name"] in names]
         usual, best = load(f"graph/{model}-tiktok"), load(f"graph/{model}-searched-tiktok")
         if len(mine) < TRIALS or usual is None:
             continue
         top = max(mine, key=lambda r: r["valid"]["recall@20"])
-        own = sum(r["valid"]["recall@20"] for r in usual["rows"]) / len(usual["rows"])
+        own = _seed(usual)["valid"]["recall@20"]
         told = {**top["experiment"]["fields"], "rate": top["experiment"]["settings"]["rate"]}
+        test = "–" if winner(model) is None else _test(best) if best else "not run yet"
         lines.append(
             f"| {model} | {own:.4f} | {_test(usual)} | {top['valid']['recall@20']:.4f} | "
-            f"{_test(best) if best else '–'} | {', '.join(f'{k} {v}' for k, v in told.items())} |"
+            f"{test} | {', '.join(f'{k} {v}' for k, v in told.items())} |"
         )
     if len(lines) == 2:
         return "Not run to its end for any model yet: no figures."
     how = (
-        f"{TRIALS} trials a model, drawn once (`benchmarks/graph_experiments.py`), one seed, the "
-        "same number of epochs at most; `python benchmarks/reach.py try-MODEL-tiktok-N`. –: no "
-        "trial was better on validation than the authors' settings."
+        f"{TRIALS} trials a model, drawn once (`benchmarks/graph_experiments.py`), at most "
+        f"{EPOCHS} epochs each, validation by seed 0; "
+        "`python benchmarks/reach.py try-MODEL-tiktok-N`, then `MODEL-searched-tiktok` (its number "
+        "of seeds in brackets). –: no trial was better on validation than the authors' settings."
     )
     return "\n".join([*lines, "", how])
 

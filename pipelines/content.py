@@ -60,7 +60,7 @@ def _read(source: Source) -> bytes:
     return data
 
 
-def _decode(
+def decode_each(
     sources: Sequence[Source], one: Callable[[bytes], np.ndarray], out: np.ndarray, bad: tuple
 ) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
     """Fill `out` row by row with `one(bytes)`, in a few threads (the codecs release the lock)."""
@@ -100,13 +100,13 @@ def decode_images(
                 raise ValueError(
                     f"{image.width} x {image.height} pixels is over the limit of {max_pixels}"
                 )
-            return np.asarray(_rgb(ImageOps.exif_transpose(image)).resize(size[::-1], BILINEAR))
+            return np.asarray(as_rgb(ImageOps.exif_transpose(image)).resize(size[::-1], BILINEAR))
 
     out = np.zeros((len(sources), *size, 3), np.uint8)
-    return _decode(sources, one, out, BAD_IMAGE)
+    return decode_each(sources, one, out, BAD_IMAGE)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip to white
         image = Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
@@ -139,7 +139,7 @@ def decode_sounds(
         return np.pad(wave, (0, samples - len(wave)))
 
     out = np.zeros((len(sources), samples), np.float32)
-    return _decode(sources, one, out, (OSError, ValueError, soundfile.LibsndfileError))
+    return decode_each(sources, one, out, (OSError, ValueError, soundfile.LibsndfileError))
 
 
 def _check_whole(data: bytes) -> None:

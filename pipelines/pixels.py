@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipelines.content import BAD_IMAGE, MAX_PIXELS, Problem, Source, _decode, _rgb
+from pipelines.content import BAD_IMAGE, MAX_PIXELS, Problem, Source, as_rgb, decode_each
 from pipelines.schema import DataError
 
 # Where preprocessor_config.json leaves `resample` out (old files of ViT): the family's own.
-RESAMPLE = {"vit": 2, "clip": 3, "siglip": 3, "dinov2": 3}
+RESAMPLE = {"vit": 2, "clip": 3, "siglip": 3, "dinov2": 3, "videomae": 2}
 
 
 class Steps(NamedTuple):
@@ -113,7 +113,7 @@ def decode_pixels(
                 raise ValueError(
                     f"{image.width} x {image.height} pixels is over the limit of {max_pixels}"
                 )
-            return prepared(_rgb(ImageOps.exif_transpose(image)), steps)
+            return prepared(as_rgb(ImageOps.exif_transpose(image)), steps)
 
     out = np.zeros((len(sources), *steps.shape, 3), np.float32)
-    return _decode(sources, one, out, BAD_IMAGE)
+    return decode_each(sources, one, out, BAD_IMAGE)

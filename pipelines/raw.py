@@ -1,5 +1,5 @@
-"""Content as a trainable encoder reads it: pixels, word ids and waves, a row an item, what is
-missing."""
+"""Content as a trainable encoder reads it: pixels, word ids, waves and films, a row an item; what
+is missing."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.content import TEXT_COLUMNS, Problem, clean_text, decode_images, decode_sounds
+from pipelines.films import decode_films
 from pipelines.schema import DataError, Dataset
 from pipelines.waves import RATE
 from pipelines.words import KEYWORDS, of_text
@@ -24,15 +25,18 @@ def raw_content(
     size: tuple[int, int] = (64, 64),
     tokens: int = 24,
     samples: int = RATE,
+    shots: int = 4,
 ) -> dict[str, Raw]:
     """{modality: (arrays of n+1 rows, present bool[n+1], problems)}; row 0 is empty.
 
     image: uint8 [n+1,h,w,3] of the files that the column `image` names, resized to `size`; text:
     {ids int32, mask bool} [n+1,tokens], words of title, genres and the like in their order; audio:
-    int16 [n+1,samples] at 16 kHz, the beginning of the files that the column `audio` names.
-    Raises DataError for another modality, and for one that the items lack.
+    int16 [n+1,samples] at 16 kHz, the beginning of the files that the column `audio` names; video:
+    uint8 [n+1,shots,h,w,3] of those that `video` names, at even distances. Raises
+    DataError for another modality, and for one that the items lack.
     """
-    made, how = {}, {"image": size, "text": tokens, "audio": samples}
+    how = {"image": size, "text": tokens, "audio": samples, "video": (shots, size)}
+    made = {}
     for modality in modalities:
         if modality not in MAKERS:
             raise DataError(f"raw content of '{modality}': expected {' or '.join(MAKERS)}.")
@@ -47,6 +51,10 @@ def _pictures(dataset: Dataset, size: tuple[int, int]) -> Raw:
 def _sounds(dataset: Dataset, samples: int) -> Raw:
     waves, there, problems = decode_sounds(_files(dataset, "audio"), RATE, samples / RATE)
     return np.round(np.clip(waves, -1, 1) * LOUDEST).astype(np.int16), there, problems
+
+
+def _films(dataset: Dataset, how: tuple[int, tuple[int, int]]) -> Raw:
+    return decode_films(_files(dataset, "video"), *how)
 
 
 def _files(dataset: Dataset, column: str) -> list:
@@ -80,4 +88,4 @@ def _text(dataset: Dataset, names: list[str], item: int) -> list[str]:
     return of_text(" ".join(clean_text(dataset.columns[name][item]) for name in names))
 
 
-MAKERS = {"image": _pictures, "text": _words, "audio": _sounds}
+MAKERS = {"image": _pictures, "text": _words, "audio": _sounds, "video": _films}

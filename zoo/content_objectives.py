@@ -163,7 +163,10 @@ def contrastive(
 
 def masked(encoders: Mapping[str, ContentEncoder], patch: int = 16, bands: int = 32) -> Pretraining:
     """The hidden words, patches and sound of each modality by itself; patch and bands as in the
-    encoder."""
+    encoder. ValueError: another modality."""
+    for m in encoders:
+        if m not in HIDE:
+            raise unknown("masked hides nothing of the modality", m, HIDE)
 
     def head(m: str, catalogue: dict) -> nn.Dense:
         sizes = {"image": 3 * patch**2, "audio": patch**2, "text": _vocabulary(catalogue)}

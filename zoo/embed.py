@@ -49,9 +49,9 @@ def embed(
     """Vectors of every item by the encoder in the folder `path`, to OUT; called again, it goes on.
 
     path: config.json and safetensors of a published one, or the run of `zoo pretrain OBJECTIVE`.
-    modality: text, image or audio; None: the one that the encoder has, else text. pooling: which
-    vector [b,d] of what the encoder returns, or `layers`, the mean token of every layer side by
-    side, for side networks. dtype: of the layers; the vectors are float32.
+    modality: text, image, audio or video; None: the one that the encoder has, else text. pooling:
+    which vector [b,d] of what the encoder returns, or `layers`, the mean token of every layer side
+    by side, for side networks. dtype: of the layers; the vectors are float32.
     max_length: tokens a text is cut to, None: as many as the encoder was trained on. seconds: how
     much of a clip Wav2Vec2 hears. mesh: rows of a batch go over its data axis. report(rows done,
     of, {}).

@@ -1,4 +1,4 @@
-"""What of a catalogue a published encoder reads: texts as token ids, pictures, sound."""
+"""What of a catalogue a published encoder reads: texts as token ids, pictures, sound, films."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines import pixels, waves
+from pipelines import films, pixels, waves
 from pipelines.content import TEXT_COLUMNS, Problem, clean_text
 from pipelines.schema import DataError, Dataset
 from pipelines.words import KEYWORDS
@@ -43,8 +43,8 @@ def content_of(
     """The items that have the modality, and how they are read. ValueError: none, or no reader."""
     if modality == "text":
         return _texts(dataset, folder, enc.modules["text"], max_length)
-    if modality not in ("image", "audio"):
-        raise unknown("no reader of the modality", modality, ("text", "image", "audio"))
+    if modality not in ("image", "audio", "video"):
+        raise unknown("no reader of the modality", modality, ("text", "image", "audio", "video"))
     if modality not in dataset.columns:
         raise DataError(
             f"{dataset.name} has no column '{modality}' that names files; its items have "
@@ -54,6 +54,10 @@ def content_of(
     if modality == "image":
         how = pixels.steps_of(config, kind)
         return _from_files(dataset, "image", how._asdict(), lambda x: pixels.decode_pixels(x, how))
+    if modality == "video":
+        steps, shots = pixels.steps_of(config, kind), enc.modules["video"].frames
+        decode = lambda x: films.decode_clips(x, shots, steps)  # noqa: E731
+        return _from_files(dataset, "video", steps._asdict() | {"shots": shots}, decode)
     hearing = waves.hearing_of(config, kind, seconds)
     decode = lambda x: waves.decode_heard(x, hearing)  # noqa: E731
     return _from_files(dataset, "audio", hearing._asdict(), decode)

@@ -55,7 +55,7 @@ def own_encoder(folder: Path, dataset: Dataset, modality: str | None) -> tuple[E
         inputs = read(jax.tree.map(lambda x: x[rows[places]], raw))
         return tuple(np.asarray(x) for x in inputs), np.ones(len(places), bool), []
 
-    how = {k: getattr(encoding, k) for k in ("pixels", "tokens", "frames", "bands")}
+    how = {k: getattr(encoding, k) for k in ("pixels", "tokens", "frames", "bands", "shots")}
     towers = {modality: module}, {modality: known[modality]}, bundle.config, {modality: apply}
     return Encoder(*towers), Content(rows, how, params_sha256({modality: raw}), take)
 

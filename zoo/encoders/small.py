@@ -15,6 +15,7 @@ from zoo.encoders.load import encoder, which
 from zoo.encoders.mel import samples_of, spectrogram
 from zoo.encoders.side import side_encoder
 from zoo.encoders.text import Bert
+from zoo.encoders.video import FilmTransformer
 from zoo.end_to_end import ContentEncoder
 from zoo.names import unknown
 
@@ -25,7 +26,7 @@ Array = jax.Array
 class Encoding:
     """Which content a run encodes itself, and by what encoder (none: `modalities` ())."""
 
-    modalities: tuple[str, ...] = ()  # image, text, audio
+    modalities: tuple[str, ...] = ()  # image, text, audio, video
     kind: str = "small"  # small: from nothing, of the sizes below; side: a network beside the
     # layers of an encoder that stays as it was (zoo embed --pooling layers, --features); or the
     # folder of a published encoder, whose inputs of all items are held in memory
@@ -37,6 +38,7 @@ class Encoding:
     tokens: int = 24  # words of a text that are read
     frames: int = 96  # of sound that are heard, 10 ms each
     bands: int = 32  # of a spectrogram
+    shots: int = 4  # pictures of a film that are seen
     dropout: float = 0.1
     bound: int = 1024  # distinct items of a batch that are encoded (zoo/end_to_end.py)
     scan: bool = False  # one compiled layer, run for each; adapters and prompts need it off
@@ -62,7 +64,8 @@ def encoders(encoding: Encoding, raw: dict[str, Any]) -> dict[str, ContentEncode
 def how_raw(encoding: Encoding) -> dict[str, Any]:
     """What pipelines.raw.raw_content is told of the sizes."""
     size = (encoding.pixels, encoding.pixels)
-    return {"size": size, "tokens": encoding.tokens, "samples": samples_of(encoding.frames)}
+    samples = samples_of(encoding.frames)
+    return {"size": size, "tokens": encoding.tokens, "samples": samples, "shots": encoding.shots}
 
 
 def small(encoding: Encoding, modality: str, raw: Any) -> tuple[Any, Callable[[Any], tuple]]:
@@ -124,6 +127,11 @@ def _audio(e: Encoding, raw: Any) -> tuple[Any, Callable[[Any], tuple]]:
     return SpectrogramTransformer(*sizes, _stack(e)), lambda x: (spectrogram(x, e.bands),)
 
 
+def _video(e: Encoding, raw: Any) -> tuple[Any, Callable[[Any], tuple]]:
+    pictures, read = _image(e, raw)
+    return FilmTransformer(pictures, _stack(e)), read
+
+
 def _encoder(name: str, module: Any, inputs: Callable[[Any], tuple], width: int) -> ContentEncoder:
     """The pooled vector of a module, of a standard size."""
     named, place = Named({name: module}), f"encoders_{name}"
@@ -145,4 +153,4 @@ def _encoder(name: str, module: Any, inputs: Callable[[Any], tuple], width: int)
     return ContentEncoder(init, apply, width, states)
 
 
-KINDS = {"image": _image, "text": _text, "audio": _audio}
+KINDS = {"image": _image, "text": _text, "audio": _audio, "video": _video}

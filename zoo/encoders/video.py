@@ -1,14 +1,18 @@
-"""Video encoder: VideoMAE, a ViT over tubes of pixels in space and time.
+"""Video encoders: VideoMAE, a ViT over tubes of pixels, and any image encoder under attention in
+time.
 
 Pixels are float32 [b,t,h,w,c]. It returns a dict: `tokens` [b,l,d], `hidden_states`
 [layers+1,b,l,d], `pooled`, the vector of the video.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from zoo.encoders.blocks import Array, EncoderStack, Outputs, attention_mask
+from zoo.layers import init_normal
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:
@@ -63,3 +67,26 @@ class VideoMAE(nn.Module):
         if self.mean_norm:
             pooled = nn.LayerNorm(1e-5, dtype=jnp.float32, name="mean_norm")(pooled)
         return {"tokens": tokens, "hidden_states": states, "pooled": pooled}
+
+
+class FilmTransformer(nn.Module):
+    """Each picture through `image`, an image encoder, then `stack` over the pictures' vectors and
+    learned positions: the factorised encoder of ViViT (arXiv 2103.15691, model 2).
+
+    `tokens` are those of the pictures, [b,t,d]; `pooled` is their mean.
+    """
+
+    image: Any
+    stack: EncoderStack = EncoderStack(layers=2)
+
+    @nn.compact
+    def __call__(self, pixels: Array, train: bool = False) -> Outputs:
+        """pixels float[b,t,h,w,c]."""
+        if pixels.ndim != 5:
+            raise ValueError(f"films are {pixels.shape}: expected [b,t,h,w,c].")
+        b, t = pixels.shape[:2]
+        x = self.image(pixels.reshape(b * t, *pixels.shape[2:]), train)["pooled"].reshape(b, t, -1)
+        x = x + self.param("positions", init_normal, x.shape[1:])[None]
+        x, states = self.stack(x, attention_mask(None, t), train)
+        tokens = nn.LayerNorm(self.stack.epsilon, dtype=jnp.float32, name="norm")(x)
+        return {"tokens": tokens, "hidden_states": states, "pooled": tokens.mean(1)}
