@@ -9,6 +9,7 @@ mixture of whitening experts, so a trunk learned on some shops reads the items o
               and a copy of it with items dropped
     after it  full softmax over the catalogue; `transductive` adds an ID to the item's vector
 
+MISSRec's fusion on the side of the candidates is an option (zoo/models/candidate.py).
 The paper is 300 wide over shops of millions of events; 64 (with experts and trunk to match) is
 the size for data of one small shop, and the default here. Word drop, which needs the text itself,
 is left out: sequences are augmented by item drop.
@@ -26,6 +27,7 @@ from zoo import losses
 from zoo.augment import drop_items
 from zoo.experts import Content, Experts, present, read, wanted
 from zoo.layers import Stack, Table, Trunk
+from zoo.models.candidate import by_candidate
 from zoo.models.sequential import sequential
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
@@ -35,8 +37,8 @@ Array = jax.Array
 # Regexes of the parameters that a stage trains; all others stay as pretraining left them.
 TRAINABLE: dict[str, tuple[str, ...]] = {
     "pretrain": (r".*",),
-    "inductive": (r"^items/(?!id/)",),  # the adaptor
-    "transductive": (r"^items/",),  # the adaptor and the ID table
+    "inductive": (r"^items/(?!id/)", r"^fusion/"),  # the adaptor
+    "transductive": (r"^items/", r"^fusion/"),  # the adaptor and the ID table
     "scratch": (r".*",),  # the control: the transductive model without pretraining
 }
 STAGES_WITH_ID = ("transductive", "scratch")
@@ -115,9 +117,22 @@ class AdaptedItems(nn.Module):
         names = wanted(catalogue, self.modalities) + (("id",) if self.with_id else ())
         return jnp.any(jnp.stack([present(catalogue, name, ids) for name in names]), axis=0)
 
-    @nn.compact
     def __call__(self, catalogue: dict, ids: Array | None = None, train: bool = False) -> Array:
         """Vectors [...,d] of `ids` [...], or of the whole catalogue [n,d]; row 0 is zero."""
+        return sum(self.parts(catalogue, ids, train))
+
+    def views(self, catalogue: dict, train: bool = False) -> tuple[Array, Array]:
+        """What `__call__` sums, of the whole catalogue: [n,m,d], and which there are bool[n,m]."""
+        names, sources = wanted(catalogue, self.modalities), ("id",) if self.with_id else ()
+        there = [present(catalogue, name) for name in (*names, *sources)]
+        if self.combine == "concat":
+            content = jnp.any(jnp.stack(there[: len(names)]), axis=0)
+            there = [content, *there[len(names) :]]
+        return jnp.stack(self.parts(catalogue, None, train), axis=1), jnp.stack(there, axis=1)
+
+    @nn.compact
+    def parts(self, catalogue: dict, ids: Array | None, train: bool) -> list[Array]:
+        """[...,d] of each modality, or of all side by side, and of the ID; zero where missing."""
         names = wanted(catalogue, self.modalities)
         if self.combine == "concat":
             parts = [self._joined(catalogue, names, ids, train)]
@@ -126,7 +141,7 @@ class AdaptedItems(nn.Module):
         if self.with_id:
             table = Table(len(catalogue["valid"]), self.width, name="id")()
             parts.append(_seen_rows(table, catalogue, ids))
-        return sum(parts)
+        return parts
 
     def _content(self, modality: str) -> Content:
         return Content(modality, self.width, self.experts, dropout=self.dropout, name=modality)
@@ -153,6 +168,7 @@ def unisrec(
     modalities: tuple[str, ...] | None = None,
     combine: str = "sum",
     item_input: str = "content",
+    candidate_fusion: bool = False,
     codebook: int = 256,
     temperature: float = 0.07,
     drop_rate: float = 0.2,
@@ -164,11 +180,15 @@ def unisrec(
     Trains on batches of the scheme `last`: every prefix of a history with what came after it.
     A stage says the loss and whether items have an ID; which parameters it trains stands in
     TRAINABLE. item_input `codes` is VQ-Rec's item in the same trunk: `codebook` digits a code,
-    whose tables `inductive` trains. Raises ValueError for an unknown stage, combine or item_input.
+    whose tables `inductive` trains. candidate_fusion: MISSRec's scores after pretraining, by the
+    modality that answers the query best (zoo/models/candidate.py). Raises ValueError for an unknown
+    stage, combine or item_input, and for candidate_fusion of codes.
     """
     _check(stage=(stage, TRAINABLE), combine=(combine, COMBINE), item_input=(item_input, INPUTS))
     with_id = stage in STAGES_WITH_ID
     if item_input == "codes":
+        if candidate_fusion:
+            raise ValueError("candidate_fusion weighs modalities; item_input='codes' has one view.")
         items = CodedItems(width, codebook, with_id)
     else:
         items = AdaptedItems(width, modalities, combine, with_id, experts, adaptor_dropout)
@@ -180,6 +200,11 @@ def unisrec(
     def vectors(params, catalogue, ids, key):
         rngs = {"dropout": key}
         return items.apply({"params": params["items"]}, catalogue, ids, True, rngs=rngs)
+
+    def views(params, catalogue, key):
+        rngs = None if key is None else {"dropout": key}
+        train, options = key is not None, {"rngs": rngs, "method": "views"}
+        return items.apply({"params": params["items"]}, catalogue, train, **options)
 
     def queries(params, x, batch, key):
         """States [b s,d] at the ends of the segments."""
@@ -203,7 +228,9 @@ def unisrec(
         metrics = {"targets": jnp.sum(weights), "seq_item": own, "seq_seq": views}
         return own + contrast * views, metrics
 
-    return base._replace(loss=pretrain) if stage == "pretrain" else base
+    if stage == "pretrain":
+        return base._replace(loss=pretrain)
+    return by_candidate(base, views, queries, objective) if candidate_fusion else base
 
 
 def _stacked(a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:
