@@ -28,17 +28,17 @@ def tree() -> str:
     """Every source file with its caption."""
     lines = ["```"]
     for package in SHOWN:
-        lines.append(f"{package + '/':<24}{caption(ROOT / package / '__init__.py')}")
+        lines.append(f"{package + '/':<28}{caption(ROOT / package / '__init__.py')}")
         for path in sorted((ROOT / package).rglob("*.py")):
             name = str(path.relative_to(ROOT / package))
             if not name.endswith("__init__.py"):
-                lines.append(f"  {name:<22}{caption(path)}")
+                lines.append(f"  {name:<25} {caption(path)}")
     others = {
-        "tests/": "one file a source file, and the suites that cut across",
+        "tests/": "what every file promises, and the suites that cut across",
         "colab/": "notebooks, executed by the tests",
         "benchmarks/": "each script prints ratios or figures; results/ keeps what they printed",
     }
-    return "\n".join([*lines, *(f"{k:<24}{v}" for k, v in others.items()), "```"])
+    return "\n".join([*lines, *(f"{k:<28}{v}" for k, v in others.items()), "```"])
 
 
 def models() -> str:
@@ -53,8 +53,8 @@ def models() -> str:
 def reached() -> str:
     """What the trained models reach: one row an experiment."""
     lines = [
-        "| experiment | recall@10 | ndcg@10 | unmasked | warm, cold recall@10 | best floor "
-        "| seeds | split | train | commit |",
+        "| experiment | recall@10 | ndcg@10 | unmasked | warm, cold recall@10 | best "
+        "floor, ndcg@10 | seeds | split | train | commit |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     hardware = set()

@@ -64,7 +64,8 @@ def adaptation() -> str:
     """What of a pretrained encoder trains on: what it reaches and what it costs."""
     costs = (load("end_to_end") or {}).get("steps", {"rows": {}})["rows"]
     lines = [
-        f"| two_tower, encoders | {HEAD} | parameters that train | temp MiB | ms a step (range) |",
+        f"| two_tower, encoders | {HEAD} | parameters that train | working memory, MiB "
+        "| ms a step (range) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in METHODS:
@@ -88,7 +89,7 @@ def steps() -> str:
     names = [name for name in costs if "item" in name or "occurrence" in name]
     if not names:
         return "Not run yet: no figures."
-    lines = ["| a training step encodes | temp MiB | ms (range) |", "|---|---|---|"]
+    lines = ["| a training step encodes | working memory, MiB | ms (range) |", "|---|---|---|"]
     lines += [f"| {n} | {costs[n]['temp_mib']:.0f} | {_ms(costs[n])} |" for n in names]
     return "\n".join(
         [*lines, "", "`python benchmarks/end_to_end.py --data FOLDER/ml-latest-small`."]
@@ -112,7 +113,7 @@ def published() -> str:
         cells = " | ".join(spread(told["summary"][k], seeds) for k in ("recall@10", "ndcg@10"))
         lines.append(f"| {host} | {vectors} | {cells} | {seeds} | {tail(told)} |")
     if len(lines) == 2:
-        return "Not run yet: no figures."
+        return "A published encoder beside LSA on items that training never saw: not run yet."
     return "\n".join(
         [*lines, "", "`python benchmarks/reach.py HOST-minilm-beauty --encoder FOLDER`."]
     )
@@ -124,9 +125,8 @@ def worlds() -> str:
     if told is None:
         return "Not run yet: no figures."
     names = list(next(iter(told["seeds"].values()))["law"])
-    lines = [
-        f"| recall@10, synthetic world | {' | '.join(names)} |".replace("| all |", "| whole |")
-    ]
+    heads = ["whole" if name == "all" else f"without {name}" for name in names]
+    lines = [f"| recall@10, synthetic world | {' | '.join(heads)} |"]
     lines.append("|---|" + "---|" * len(names))
     for who, called in (("law", "the law"), ("model", "two_tower"), ("cold", "its cold items")):
         rows = [one[who] for one in told["seeds"].values()]
@@ -153,7 +153,7 @@ def beside() -> str:
     """zoo embed beside Sentence Transformers, a ViT beside PyTorch's."""
     told = load("embed")
     if told is None:
-        return "Not run yet: no figures."
+        return "`zoo embed` beside PyTorch: not run yet."
     lines = [
         "| encoder | rows | zoo, rows/s | PyTorch, rows/s | ratio (range) | largest difference |",
         "|---|---|---|---|---|---|",

@@ -91,7 +91,8 @@ def _test(told: dict) -> str:
 def study() -> str:
     """What each model makes of content: one modality, both, none, another item's."""
     names = ("both", *CONTENT)
-    lines = [f"| tiktok, recall@20 | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    heads = [f"{name} only" if name in ("image", "audio") else name for name in names]
+    lines = [f"| tiktok, recall@20 | {' | '.join(heads)} |", "|---|" + "---|" * len(names)]
     for model in MODELS[2:]:
         found = {n: load(f"study/{model}-{n}-tiktok") for n in CONTENT}
         found["both"] = load(f"graph/{model}-tiktok")

@@ -33,6 +33,8 @@ def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
         return _unrevised(Path(name), revision)
     if name in ours:
         return _unrevised(ours[name], revision)
+    if name and (Path(name) / "run.json").is_file():
+        raise HubError(f"{name} is a run that is not finished: give its command again to go on.")
     if name and Path(name).exists():
         raise HubError(f"{name} exists but holds no {MANIFEST}: expected a bundle's folder.")
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII):
@@ -64,9 +66,9 @@ def _from_hub(name: str, revision: str | None) -> Path:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except (OSError, ValueError) as error:  # what the client raises: HTTP, offline, bad name
         raise HubError(
-            f"{where} could not be fetched from the Hugging Face Hub: {error} "
-            "Check the name and the connection, or download the repository elsewhere and "
-            "name its folder."
+            f"there is no folder {name} here, and {where} could not be fetched from the Hugging "
+            f"Face Hub: {error} Check the name and the connection, or download the repository "
+            "elsewhere and name its folder."
         ) from error
     if not (folder / MANIFEST).is_file():
         raise HubError(f"{where} holds no {MANIFEST}: it is not a bundle of this project.")

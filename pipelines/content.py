@@ -173,7 +173,7 @@ def with_features(
     machine-written keywords that the floors read (words.KEYWORDS); images and audio from the
     files that the columns `image` and `audio` name; where the source has published semantic ids
     of images instead (`sid_image`), their codes are hashed. Modalities that have features already
-    are left as they are.
+    are left as they are; what was made is named in `source["computed"]`.
     `text` is `lsa` (features.text_features; `seed` starts its SVD) or `hashed`, the same space
     for every data set (features.hashed_text).
     DataError for a modality that is none of the three, or another `text`.
@@ -184,12 +184,14 @@ def with_features(
     if unknown:
         raise DataError(f"modalities {sorted(unknown)}: expected some of {sorted(MAKERS)}.")
     features, present, problems = dict(dataset.features), dict(dataset.present), []
+    computed = list(dataset.source.get("computed", ()))
     for modality in modalities:
         made = None if modality in features else MAKERS[modality](dataset, seed, text)
         if made is not None:
             features[modality], present[modality], found = made
-            problems += found
-    return replace(dataset, features=features, present=present), problems
+            problems, computed = problems + found, [*computed, modality]
+    source = dataset.source | ({"computed": computed} if computed else {})
+    return replace(dataset, features=features, present=present, source=source), problems
 
 
 def _text(dataset: Dataset, seed: int, kind: str) -> tuple | None:

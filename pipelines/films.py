@@ -52,7 +52,7 @@ def _decode(sources, picture: Callable[[Image.Image], np.ndarray], out, max_pixe
 
 
 def _length(data: bytes, max_pixels: int) -> int:
-    """Pictures in a film, counted: a header may be wrong, or say nothing."""
+    """Pictures that are shown, counted: a header may be wrong, and a film trimmed."""
     import av
 
     with av.open(io.BytesIO(data)) as film:
@@ -63,7 +63,7 @@ def _length(data: bytes, max_pixels: int) -> int:
             raise ValueError(
                 f"{stream.width} x {stream.height} pixels is over the limit of {max_pixels}"
             )
-        total = sum(1 for packet in film.demux(stream) if packet.size)
+        total = sum(1 for packet in film.demux(stream) if packet.size and not packet.is_discard)
     if not total:
         raise ValueError("there are no pictures in it")
     return total

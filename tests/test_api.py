@@ -9,6 +9,7 @@ import zoo
 from pipelines.schema import DataError
 from pipelines.sources import from_arrays
 from zoo.cli import main
+from zoo.models import MODELS, entry, fields
 
 N_ITEMS = 40
 
@@ -212,7 +213,8 @@ def graph_run(tmp_path_factory):
 def test_a_graph_model_fits_saves_and_reloads_the_same(graph_run):
     out, fitted, seen = graph_run
     assert fitted.steps % 12 == 0 and fitted.history[0]["step"] == fitted.steps // 12
-    fresh = zoo.evaluate((fitted.recommender, fitted.params), seen)  # prepares the catalogue
+    pair = fitted.recommender, fitted.params
+    fresh = zoo.evaluate(pair, seen, max_len=50)  # prepares the catalogue
     loaded = zoo.evaluate(zoo.from_pretrained(out), seen)
     assert fresh.metrics["recall@20"] > 0.6, "half the items would be 0.5"
     assert loaded.metrics == pytest.approx(fresh.metrics)
@@ -227,6 +229,22 @@ def test_a_graph_model_fits_saves_and_reloads_the_same(graph_run):
         knn=3,
     )
     assert again.params_sha256 == fitted.params_sha256
+
+
+@pytest.mark.parametrize("model", list(MODELS))
+def test_a_misspelt_option_is_refused_when_the_model_is_built(model):
+    if entry(model).family == "floor":
+        return
+    for name, (_, default) in fields(model).items():
+        if isinstance(default, str) and name != "dtype":
+            with pytest.raises(ValueError, match="bth"):
+                zoo.build(model, **{name: "bth"})
+
+
+def test_a_bare_pair_has_to_say_how_long_its_histories_are(graph_run):
+    _, fitted, seen = graph_run
+    with pytest.raises(ValueError, match="name max_len"):
+        zoo.evaluate((fitted.recommender, fitted.params), seen)
 
 
 def test_settings_follow_the_family():

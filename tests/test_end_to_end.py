@@ -13,9 +13,10 @@ from test_contract import N_ITEMS, training, world
 from pipelines import synthetic
 from zoo import api
 from zoo import mesh as meshes
+from zoo.data import as_loaded, with_raw
 from zoo.encoders.side import side_encoder
 from zoo.encoders.small import Encoding, encoders
-from zoo.end_to_end import ContentEncoder, end_to_end
+from zoo.end_to_end import ContentEncoder, _distinct, end_to_end
 from zoo.models import build
 from zoo.models.fusion import fuse
 from zoo.optim import optimizer
@@ -234,7 +235,7 @@ def test_a_run_encodes_its_content_and_its_bundle_serves_alike(shop, tmp_path, n
     assert len(bundle.recommend([shop.dataset.item_ids[3]], k=5)) == 5
     again, _ = api.fit("sasrec", shop, tmp_path / "run", settings, **more)
     assert again.params_sha256 == fitted.params_sha256
-    with pytest.raises(ValueError, match="another run: encoding"):
+    with pytest.raises(ValueError, match="another run: .*encoding is .* there, None here"):
         api.fit("sasrec", shop, tmp_path / "run", settings, **FIELDS)
 
 
@@ -257,6 +258,65 @@ def test_models_that_cannot_learn_an_encoder_say_so(shop):
         api.fit("sasrec", shop, encoding=ENCODING, items="id")
     with pytest.raises(ValueError, match="raw content of 'smell'"):
         api.fit("sasrec", shop, encoding=replace(ENCODING, modalities=("smell",)), items="both")
+
+
+def test_without_a_refresh_every_item_that_is_asked_must_be_encoded(shop):
+    never = replace(ENCODING, refresh=0)
+    with pytest.raises(ValueError, match="take --model.objective in-batch"):
+        api.fit("sasrec", shop, encoding=never, **FIELDS)
+    few = end_to_end(plain(), {"image": pixels()}, 8, refresh=False)
+    params, made = started(few)
+    with pytest.raises(ValueError, match="and 8 are encoded: without a refresh"):
+        few.loss(params, made, training("sasrec"), KEY)
+
+
+def test_above_the_bound_chance_says_which_items_are_left():
+    named = jnp.array([3, 5, 5, 900, 1000, 3, 77])
+    draw = jax.jit(lambda key: _distinct(key, named, 2, 1024))
+    kept = [draw(jax.random.key(i)) for i in range(60)]
+    assert {int(left) for _, left in kept} == {3}
+    seen = np.concatenate([ids for ids, _ in kept])
+    assert set(seen.tolist()) == {3, 5, 77, 900, 1000}
+    ids, left = _distinct(KEY, named, 7, 1024)
+    assert sorted(ids.tolist()) == [3, 5, 77, 900, 1000, 1024, 1024] and left == 0
+
+
+def test_what_a_fit_returns_is_fit_for_another(shop):
+    seen = with_raw(shop, ENCODING)
+    assert seen.dataset.features["text"].shape[1] == 0
+    assert as_loaded(seen).dataset is shop.dataset
+    twice = with_raw(with_raw(shop, ENCODING), replace(ENCODING, modalities=("text",)))
+    assert as_loaded(twice).dataset is shop.dataset and not as_loaded(twice).raw
+
+
+def test_codes_are_of_the_content_also_where_the_model_encodes_it(tmp_path, monkeypatch):
+    """The run stops where it would begin to train."""
+    made = synthetic.world(n_items=300, n_users=60, image_size=8)
+    shop, found = api.load_data(synthetic.save(made, tmp_path)), []
+
+    def stop(model, split, catalogue, *rest, **fields):
+        found.append(catalogue["codes"])
+        raise StopIteration
+
+    monkeypatch.setattr(api, "fit_split", stop)
+    for encoding in (None, replace(ENCODING, modalities=("text",))):
+        with pytest.raises(StopIteration):
+            api.fit("liger", shop, encoding=encoding)
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+def test_other_features_make_another_run(shop):
+    rng, rows = np.random.default_rng(0), shop.dataset.n_items + 1
+    there = {"image": np.arange(rows) > 0}
+    told = []
+    for _ in range(2):
+        own = {"image": rng.normal(size=(rows, 3)).astype(np.float32)}
+        dataset = replace(shop.dataset, features=own, present=there)
+        told.append(api._about(replace(shop, dataset=dataset), {}, "content")["read"])
+        assert api._about(replace(shop, dataset=dataset), {}, "id") == {}
+    assert told[0]["features"] != told[1]["features"]
+    computed = api.prepare(shop, "content")
+    assert computed.dataset.features and api._about(computed, {}, "content") == {}
 
 
 def test_a_side_network_starts_as_a_gated_mean_of_layers_and_reads_one_vector_a_layer():

@@ -59,6 +59,28 @@ def test_a_short_film_repeats_its_pictures():
     np.testing.assert_allclose(found, GREYS[[0, 0, 1, 1, 1]], atol=3)
 
 
+def trimmed(data: bytes, first: int) -> bytes:
+    """The same packets, shown from the picture `first` on: what cutting without encoding leaves."""
+    file, options = io.BytesIO(), {"avoid_negative_ts": "disabled", "use_editlist": "1"}
+    with av.open(io.BytesIO(data)) as old, av.open(file, "w", format="mp4", options=options) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        packets = [packet for packet in old.demux(old.streams.video[0]) if packet.size]
+        away = packets[first].pts
+        for packet in packets:
+            packet.pts, packet.dts, packet.stream = packet.pts - away, packet.dts - away, stream
+            new.mux(packet)
+    return file.getvalue()
+
+
+def test_what_was_trimmed_away_is_not_counted():
+    data = trimmed(film(codec="libx264"), 4)
+    with av.open(io.BytesIO(data)) as shown:
+        assert any(packet.is_discard for packet in shown.demux(shown.streams.video[0]))
+    found, _, problems = films.decode_films([data], 4, (4, 4))
+    assert not problems
+    np.testing.assert_allclose(found[0, :, 0, 0, 0], GREYS[4:][[1, 3, 5, 7]], atol=6)
+
+
 def test_broken_films_are_named_and_zero(tmp_path):
     whole, sound = film(), tone(tmp_path)
     given = [b"no film", whole[: len(whole) // 2], b"", sound, tmp_path / "gone.mp4", whole]

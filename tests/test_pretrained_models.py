@@ -314,11 +314,11 @@ def test_codes_stand_for_content():
 
 
 def test_wrong_fields_are_named():
-    with pytest.raises(ValueError, match="stage is 'finetune'; expected one of pretrain"):
+    with pytest.raises(ValueError, match="unknown stage 'finetune'; .*known: pretrain"):
         build("unisrec", stage="finetune")
-    with pytest.raises(ValueError, match="combine is 'mean'"):
+    with pytest.raises(ValueError, match="unknown combine 'mean'"):
         build("unisrec", combine="mean")
-    with pytest.raises(ValueError, match="item_input is 'pixels'"):
+    with pytest.raises(ValueError, match="unknown item_input 'pixels'"):
         build("unisrec", item_input="pixels")
     with pytest.raises(ValueError, match="stage is 'scratch'"):
         build("mp4sr", stage="scratch")

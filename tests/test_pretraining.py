@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines import synthetic
+from pipelines.schema import DataError
 from zoo import api
 from zoo.cli import main
 from zoo.cli_content import OBJECTIVES as TOLD
@@ -135,6 +136,51 @@ def test_held_out_examples_are_not_trained_on_and_pairs_are_of_training(shop):
         items = data.split.train[row].tolist()
         follows |= set(zip(items, items[1:], strict=False))
     assert set(zip(train["items"].tolist(), train["others"].tolist(), strict=True)) <= follows
+
+
+def test_co_consumption_holds_out_users_and_no_item_is_its_own_negative(shop):
+    data = with_raw(shop, ENCODING)
+    parts = _parts("co-consumption", data, 0)
+    users, items = data.split.train.rows, data.split.train.values
+    some, followed = np.any([data.dataset.present[m] for m in data.raw], axis=0), {}
+    for user in np.unique(users):
+        own = items[users == user]
+        pairs = zip(own.tolist(), own[1:].tolist(), strict=False)
+        followed[user] = {(a, b) for a, b in pairs if some[a] and some[b]}
+    here, there = (
+        set(zip(part["items"].tolist(), part["others"].tolist(), strict=True)) for part in parts
+    )
+    held = [user for user, pairs in followed.items() if pairs and pairs <= there]
+    assert set().union(*(followed[user] for user in held)) == there
+    assert here and len(parts[0]["items"]) > len(parts[1]["items"]) > 1
+    model, params, catalogue, _ = started("co-consumption", shop)
+    both = jnp.flatnonzero(jnp.all(jnp.stack([*catalogue["present"].values()]), axis=0))[:3]
+    ring = {"items": both, "others": jnp.roll(both, 1)}  # each of the three is in three rows
+    value = jax.jit(lambda p: model.loss(p, catalogue, ring, KEY)[0])(params)
+    np.testing.assert_allclose(value, 0, atol=1e-5)
+
+
+def test_another_word_is_a_word_of_the_data(shop):
+    _, _, catalogue, _ = started("masked", shop, ("text",))
+    words = int(catalogue["raw"]["text"]["ids"].max()) + 1
+    assert int(jnp.sum(catalogue["vocabulary"])) == words < len(catalogue["vocabulary"])
+
+
+@pytest.mark.slow
+def test_a_run_of_another_split_is_another_run(shop, tmp_path):
+    settings = replace(SETTINGS, epochs=1, batch=32)
+    what = ("co-consumption", shop, tmp_path / "run", ENCODING, settings)
+    pretrain_content(*what)
+    other = api.load_data(shop.dataset, api.DataOptions(split="random", split_seed=3))
+    with pytest.raises(ValueError, match="holds another run: split"):
+        pretrain_content(what[0], other, *what[2:])
+    run = {"graft": tmp_path / "run", "encoding": ENCODING, "items": "content"}
+    with pytest.raises(ValueError, match="may know what is held out here"):
+        api.fit("sasrec", other, None, api.Settings(steps=1), **run)
+    embed(shop.dataset, tmp_path / "run", tmp_path / "text", "text")
+    folders = replace(other.options, features=(str(tmp_path / "text"),))
+    with pytest.raises(DataError, match="learned from another split"):
+        api.prepare(replace(other, options=folders), "content")
 
 
 def test_items_of_equal_words_are_told_apart_by_no_one(shop):

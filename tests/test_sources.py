@@ -260,7 +260,11 @@ def test_extra_columns_are_logged(tmp_path, caplog):
     folder = write(tmp_path, interactions_csv="user_id,item_id,colour\n1,2,red\n")
     with caplog.at_level(logging.INFO, "pipelines"):
         data = load(folder)
-    assert "columns ['colour'] are not used" in caplog.text and data.columns == {}
+    assert "order is taken for time; not used: colour" in caplog.text and data.columns == {}
+    folder = write(tmp_path, interactions_csv="user_id,item_id,timestamp,colour\n1,2,3,red\n")
+    with caplog.at_level(logging.INFO, "pipelines"):
+        load(folder)
+    assert "columns ['colour'] are not used" in caplog.text
 
 
 @pytest.mark.parametrize("side, header", [("items", "item_id"), ("users", "user_id")])

@@ -1,5 +1,8 @@
 """From one shop to another: data sets merged, words in one space, parameters grafted; times."""
 
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from pipelines.sources import from_arrays
 from zoo import api
 from zoo.cli import main
 from zoo.graft import graft
+from zoo.transfer import _check_encoded, _check_make, check_split
 
 WORDS = ("red blue green black white small large round square soft hard old new cotton steel wood "
          "glass paper light heavy").split()  # fmt: skip
@@ -141,6 +145,40 @@ def test_grafts_that_mean_nothing_are_refused(pretrained):
     bare = from_arrays(["u", "u", "u", "v", "v", "v"], list("abcbca"), [1, 2, 3, 1, 2, 3])
     with pytest.raises(ValueError, match="needs content|the catalogue has|reads"):
         fit("unisrec", zoo.load_data(bare, zoo.DataOptions(text="hashed")), stage="transductive")
+
+
+def test_grafts_of_another_split_or_of_other_makers_are_refused():
+    data = zoo.load_data(shop("c", 2))
+    check_split({"data": data.dataset.name, "hash": data.split.hash}, data, "the graft")
+    check_split({"data": "elsewhere", "hash": "1"}, data, "the graft")
+    with pytest.raises(ValueError, match="the graft was trained on another split of"):
+        check_split({"data": data.dataset.name, "hash": "1"}, data, "the graft")
+    both = {"modalities": ["text", "audio"]}
+    _check_encoded(both, zoo.Encoding(("text", "audio")), {"text", "audio"})
+    with pytest.raises(ValueError, match="encoded 'text', this run reads features"):
+        _check_encoded(both, zoo.Encoding(("audio",)), {"text", "audio"})
+    with pytest.raises(ValueError, match="read features of 'text', this run encodes it"):
+        _check_encoded({}, zoo.Encoding(("text",)), {"text"})
+
+
+@pytest.mark.parametrize(
+    "there, here, said",
+    [
+        ({"bands": 48}, {}, "bands 48 there, 32 here"),
+        ({}, {"scan": True}, "scan False there, True here"),
+        ({"pixels": 32}, {}, None),  # of pictures, which neither reads
+        ({"modalities": ("audio", "image"), "shots": 2}, {}, None),
+    ],
+)
+def test_encoders_are_compared_by_what_they_read(there, here, said):
+    data = zoo.load_data(shop("c", 2))
+    theirs = asdict(replace(zoo.Encoding(("audio",)), **there))
+    found = SimpleNamespace(config={"encoding": theirs, "word_ids_sha256": "1"}, split={})
+    check = lambda: _check_make(found, data, replace(zoo.Encoding(("audio",)), **here))  # noqa: E731
+    if said is None:
+        return check()
+    with pytest.raises(ValueError, match=said):
+        check()
 
 
 def test_models_without_a_pretraining_stage_say_so(tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,21 @@ from pipelines import loader as loaders
 from pipelines.schema import Dataset
 from pipelines.words import words
 from zoo import evaluation
-from zoo.data import Data, DataOptions, load_data, prepare, with_codes, with_raw, with_vectors
+from zoo.data import (
+    Data,
+    DataOptions,
+    as_loaded,
+    load_data,
+    prepare,
+    with_codes,
+    with_raw,
+    with_vectors,
+)
 from zoo.encoders.small import Encoding
 from zoo.fitting import Fitted
 from zoo.fitting import fit as fit_split
 from zoo.floor_table import floor_table
-from zoo.models import Entry, build, entry, reads
+from zoo.models import Entry, build, entry, fields, reads
 from zoo.recommender import Recommender
 from zoo.result import Result
 from zoo.saving import save
@@ -75,19 +84,19 @@ def fit(
     ordered = known.family in ("sequential", "generative") and known.targets != "rest"
     if ordered and not data.split.ordered:
         log.warning("%s splits sets: their file order is taken for time", data.split.protocol)
-    data = replace(data, codes={}, vectors={}, raw={})  # those of another model's fit
     encoding = encoding if encoding and encoding.modalities else None
+    read = reads(model, chosen)
     if encoding:
-        _check_encoding(model, known, reads(model, chosen))
-        data = with_raw(data, encoding)
-    data = prepare(data, reads(model, chosen))
-    if known.family == "generative":
-        data = with_codes(data, known.codes)
+        _check_encoding(model, known, read, chosen, encoding)
+    data = prepare(as_loaded(data), "id")
+    if known.family == "generative":  # codes are of the content, whoever encodes it
+        data = with_codes(data if encoding else prepare(data, read), known.codes)
+    data = prepare(with_raw(data, encoding) if encoding else data, read)
     data = with_vectors(data, vectors) if vectors is not None else data
     catalogue = data.catalogue(mesh)
     catalogue = data.linked(catalogue) if known.family == "graph" else catalogue
     start = pretrained_for(model, graft, data, adapt, encoding) if graft is not None else None
-    about = _about(data, catalogue) | ({"encoding": asdict(encoding)} if encoding else {})
+    about = _about(data, catalogue, read) | ({"encoding": asdict(encoding)} if encoding else {})
     how = (out, settings, mesh, report, start, adapt, about, encoding)
     fitted = fit_split(model, data.split, catalogue, *how, **chosen)
     if out is not None:
@@ -96,7 +105,9 @@ def fit(
     return fitted, data
 
 
-def _check_encoding(model: str, known: Entry, read: str) -> None:
+def _check_encoding(
+    model: str, known: Entry, read: str, chosen: dict[str, Any], encoding: Encoding
+) -> None:
     if known.family == "graph":
         raise ValueError(
             f"{model} makes item graphs of its features before it learns: it takes features "
@@ -107,13 +118,23 @@ def _check_encoding(model: str, known: Entry, read: str) -> None:
             f"{model} reads no content here, so an encoder would learn nothing: take "
             "--model.items content or both, or a model that reads content."
         )
+    objective = chosen.get("objective", fields(model).get("objective", ("", ""))[1])
+    if not encoding.refresh and objective != "in-batch":
+        raise ValueError(
+            f"{model} compares with items that no batch names, and refresh 0 never encodes them: "
+            "give --encode.refresh a number of steps, or take --model.objective in-batch."
+        )
 
 
-def _about(data: Data, catalogue: dict[str, Any]) -> dict[str, Any]:
+def _about(data: Data, catalogue: dict[str, Any], read: str) -> dict[str, Any]:
     """What decides what a model reads of an item, where that is not the usual: options, and what
-    came of them."""
+    came of them. Features that the run computes are left out: another processor rounds them
+    otherwise, and a run may go on there."""
     usual, options = DataOptions(), data.options
-    read = {k: params_sha256(catalogue[k]) for k in ("codes", "vectors") if k in catalogue}
+    own = data.dataset.features if read != "id" else {}
+    given = {m: x for m, x in own.items() if m not in data.dataset.source.get("computed", ())}
+    found = {k: catalogue.get(k) for k in ("codes", "vectors", "raw")} | {"features": given}
+    read = {k: params_sha256(x) for k, x in found.items() if x}
     named = {k: getattr(options, k) for k in ("text", "features", "codes")}
     named = {k: v for k, v in named.items() if v != getattr(usual, k)}
     return named | ({"read": read} if read else {})
@@ -125,12 +146,12 @@ def evaluate(
     split: str = "test",
     ks: Sequence[int] = (5, 10, 20),
     mask: bool = True,
-    max_len: int = 50,
+    max_len: int | None = None,
     catalogue: dict[str, Any] | None = None,
     batch: int = 512,
 ) -> Result:
     """Full-ranking metrics of a bundle, of what `fit` returned, or of (recommender, params), on
-    `valid` or `test`."""
+    `valid` or `test`. max_len: events of a history that (recommender, params) reads."""
     if isinstance(model, Pretrained):
         data = data if isinstance(data, Data) else load_data(data, model.data_options())
         model.check_same_items(data.dataset)
@@ -142,6 +163,11 @@ def evaluate(
         catalogue = catalogue or model.catalogue
     else:
         recommender, params = model
+        if max_len is None:
+            raise ValueError(
+                "(recommender, params) does not say how long histories it reads: name max_len, as "
+                "the model was built (50 unless it was told another), or give what fit returned."
+            )
         data = data if isinstance(data, Data) else load_data(data)
         catalogue = catalogue or recommender.prepare(data.linked(data.catalogue()), 1)
     if split not in ("valid", "test"):

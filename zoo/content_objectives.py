@@ -148,7 +148,8 @@ def contrastive(
         x, y = (normalise(sum(z[m] * w[m][:, None] for m in z)) for z, w in ((x, here), (y, there)))
         some = [sum(w.values()) > 0 for w in (here, there)]
         ids = (batch["items"], batch["others"])
-        same = jnp.any(jnp.stack([one[:, None] == one[None] for one in ids]), axis=0)
+        same = [a[:, None] == b[None] for a in ids for b in ids]
+        same = jnp.any(jnp.stack(same), axis=0)
         yield agree(x, y, (some[0] & some[1]).astype(jnp.float32), same, scale, bias)
 
     def loss(params, catalogue, batch, key):
@@ -181,7 +182,11 @@ def masked(encoders: Mapping[str, ContentEncoder], patch: int = 16, bands: int =
         for i, (m, one) in enumerate(encoders.items()):
             hide_key, own = jax.random.split(jax.random.fold_in(key, i))
             raw = rows_of(catalogue, m, batch["items"])
-            more = {"image": (patch,), "audio": (patch, bands), "text": (_vocabulary(catalogue),)}
+            more = {
+                "image": (patch,),
+                "audio": (patch, bands),
+                "text": (jnp.sum(catalogue["vocabulary"]),),
+            }
             seen, target, hidden = HIDE[m](hide_key, raw, *more[m])
             states = one.states(params["encoders"][m], seen, own)
             states = states[:, -hidden.shape[1] :]  # without class tokens, which go first
@@ -199,12 +204,14 @@ def _vocabulary(catalogue: dict) -> int:
     return len(catalogue["vocabulary"])
 
 
-def _hide_words(key: Array, raw: dict, vocabulary: int):
+def _hide_words(key: Array, raw: dict, vocabulary: int | Array):
     hide, how, other = jax.random.split(key, 3)
     ids, mask = raw["ids"], raw["mask"]
     hidden = jax.random.bernoulli(hide, HIDDEN_WORDS, ids.shape) & mask
     draw = jax.random.uniform(how, ids.shape)
-    another = jax.random.randint(other, ids.shape, UNKNOWN + 1, max(vocabulary, UNKNOWN + 2))
+    another = jax.random.randint(
+        other, ids.shape, UNKNOWN + 1, jnp.maximum(vocabulary, UNKNOWN + 2)
+    )
     instead = jnp.where(draw < 0.8, UNKNOWN, jnp.where(draw < 0.9, another, ids))
     return {"ids": jnp.where(hidden, instead, ids), "mask": mask}, ids, hidden
 

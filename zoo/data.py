@@ -50,6 +50,7 @@ class Data:
     codes: dict[str, Any] = field(default_factory=dict)  # semantic ids, where a model spells them
     vectors: dict[str, np.ndarray] = field(default_factory=dict)  # of another run: items, users
     raw: dict[str, Any] = field(default_factory=dict)  # content that the model encodes itself
+    before: Dataset | None = None  # of `raw`: with the features whose place it took
 
     def catalogue(self, mesh: Mesh | None = None) -> dict[str, Any]:
         """Per-item (and per-user) arrays for a model, numpy, padded to a round number of rows."""
@@ -116,11 +117,24 @@ def prepare(data: Data, sources_wanted: str) -> Data:
     if "embedded" not in data.dataset.source:
         for folder in data.options.features:
             data = replace(data, dataset=embedded(folder, data.dataset))
+        _check_embedded(data)
     if sources_wanted == "id":
         return data
     dataset, problems = content.with_features(data.dataset, text=data.options.text)
     _tell(problems)
     return replace(data, dataset=dataset)
+
+
+def _check_embedded(data: Data) -> None:
+    """Raise DataError for vectors of encoders that learned from another split's interactions."""
+    for name, facts in data.dataset.source.get("embedded", {}).items():
+        learned = facts.get("preprocessing", {}).get("learned_from", {})
+        if learned.get("data") == data.dataset.name and learned["hash"] != data.split.hash:
+            raise DataError(
+                f"the '{name}' vectors are of encoders that learned from another split of "
+                f"{data.dataset.name}: they may know what is held out here. Pretrain and embed "
+                "with the same options of data and split."
+            )
 
 
 def _tell(problems: list[content.Problem]) -> None:
@@ -147,7 +161,14 @@ def with_raw(data: Data, encoding: Encoding) -> Data:
         features[name] = np.zeros((len(there), 0), np.float32)
         present[name] = there
     dataset = replace(data.dataset, features=features, present=present)
-    return replace(data, dataset=dataset, raw={name: rows for name, (rows, *_) in found.items()})
+    raw = {name: rows for name, (rows, *_) in found.items()}
+    return replace(data, dataset=dataset, raw=raw, before=data.before or data.dataset)
+
+
+def as_loaded(data: Data) -> Data:
+    """Without what another model's fit has put in: codes, vectors, raw content."""
+    own = data.before or data.dataset
+    return replace(data, dataset=own, codes={}, vectors={}, raw={}, before=None)
 
 
 def with_codes(data: Data, usual: str) -> Data:

@@ -41,10 +41,10 @@ def end_to_end(
 ) -> Recommender:
     """A recommender over {model, encoders: {m: ...}} parameters.
 
-    bound: distinct items of a batch that are encoded, what is above it stays as the last draw
-    left it (counted by the metric `items_left`); None: no de-duplication, an item is encoded as
+    bound: distinct items of a batch that are encoded; chance says which are left, as the last draw
+    made them (counted by the metric `items_left`). None: no de-duplication, an item is encoded as
     often as it is named. refresh: whether a draw encodes the catalogue; a loss that asks of the
-    batch's items alone (in-batch) needs none.
+    batch's items alone (in-batch) needs none, where all of them are encoded.
     """
     if bound is not None and bound < 1:
         raise ValueError(f"bound is {bound}; expected at least one item, or None.")
@@ -58,7 +58,12 @@ def end_to_end(
         model_key, encoder_key = jax.random.split(key)
         named = jnp.concatenate([batch[k].reshape(-1) for k in ASKED if k in batch])
         n = len(catalogue["valid"])
-        ids, left = (named, 0) if bound is None else _distinct(named, bound, n)
+        if not refresh and bound is not None and bound < min(len(named), n):
+            raise ValueError(
+                f"a batch names up to {min(len(named), n)} items and {bound} are encoded: without "
+                "a refresh the others would have no vector. Raise bound, or refresh."
+            )
+        ids, left = (named, 0) if bound is None else _distinct(key, named, bound, n)
         fresh = encoded(encoders, params, catalogue, ids, encoder_key)
         tables = {m: _put(catalogue["features"][m], ids, x) for m, x in fresh.items()}
         seen = {**catalogue, "features": {**catalogue["features"], **tables}}
@@ -145,10 +150,12 @@ def encoded(
     return made
 
 
-def _distinct(named: Array, bound: int, n: int) -> tuple[Array, Array]:
-    """(the first `bound` distinct items in ascending order, n where there are fewer; how many
+def _distinct(key: Array, named: Array, bound: int, n: int) -> tuple[Array, Array]:
+    """(`bound` distinct items, the next ones from a random id on, n where there are fewer; how many
     distinct items there are beyond them)."""
-    ids = jnp.unique(named, size=min(bound, n), fill_value=n)
+    start = jax.random.randint(jax.random.fold_in(key, n), (), 0, n)
+    ids = jnp.unique((named - start) % n, size=min(bound, n), fill_value=n)
+    ids = jnp.where(ids < n, (ids + start) % n, n)
     counted = jnp.zeros(n, bool).at[named].set(True)
     return ids, jnp.sum(counted) - jnp.sum(ids < n)
 

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from zoo.layers import Table
+from zoo.names import check
 
 Array = jax.Array
+SOURCES, FUSES = ("id", "content", "both"), ("sum", "gate")
 # From standardised features to vectors of the size of an ID row (sd 0.02): a usual kernel makes
 # them fifty times as large, which drowns the ID and saturates the softmax at the first step.
 init_content = nn.initializers.variance_scaling(0.02**2, "fan_in", "normal")
@@ -29,6 +31,10 @@ class Items(nn.Module):
     fuse: str = "sum"
     hidden: int = 0  # 0: a linear map from features; else one hidden layer of this width
     modality_dropout: float = 0.0
+
+    def __post_init__(self):
+        check(items=(self.sources, SOURCES), fuse=(self.fuse, FUSES))
+        super().__post_init__()
 
     def names(self, catalogue: dict) -> tuple[str, ...]:
         """The modalities this module reads, in order."""
@@ -84,8 +90,6 @@ class Items(nn.Module):
         if self.fuse == "gate":
             logits = nn.Dense(1, name="gate")(x)[..., 0]
             weights = jax.nn.softmax(jnp.where(mask, logits, -1e9)) * mask
-        elif self.fuse == "sum":
-            weights = mask.astype(x.dtype)
         else:
-            raise ValueError(f"fuse is '{self.fuse}'; expected 'sum' or 'gate'.")
+            weights = mask.astype(x.dtype)
         return jnp.einsum("...m,...md->...d", weights, x)

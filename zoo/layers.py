@@ -11,7 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from zoo.names import check
+
 Array = jax.Array
+KINDS, FEEDS = ("pre", "post", "ligr", "original"), ("relu", "gelu", "swiglu")
 init_normal = nn.initializers.normal(0.02)
 
 
@@ -176,6 +179,10 @@ class Stack(nn.Module):
     scan: bool = False
     remat: bool = False
     final_norm: bool | None = None
+
+    def __post_init__(self):
+        check(block=(self.kind, KINDS), ffn=(self.ffn, FEEDS))
+        super().__post_init__()
 
     @nn.compact
     def __call__(

@@ -4,6 +4,13 @@ import difflib
 from collections.abc import Iterable
 
 
+def check(**chosen: tuple[str, Iterable[str]]) -> None:
+    """Raise the error for the first field=(value, known values) whose value is not known."""
+    for field, (value, known) in chosen.items():
+        if value not in known:
+            raise unknown(f"unknown {field}", value, known)
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
     """The error to raise: `what` and the name, the nearest names, all names."""
     known = list(known)

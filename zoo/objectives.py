@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo import losses
-from zoo.names import unknown
+from zoo.names import check
 from zoo.softmax import full_softmax, sharded_softmax
 
 Array = jax.Array
@@ -32,8 +32,7 @@ class Objective:
     temperature: float = 1.0
 
     def __post_init__(self):
-        if self.name not in NAMES:
-            raise unknown("unknown objective", self.name, NAMES)
+        check(objective=(self.name, NAMES), similarity=(self.similarity, ("dot", "cosine")))
 
     def __call__(
         self,

@@ -1,4 +1,5 @@
-"""Encoders pretrained on the content of a data set alone, held-out items told apart, one folder.
+"""Encoders pretrained on the content of a data set alone, held-out items told apart (of
+co-consumption: held-out users), one folder.
 
 The folder's bundle is a graft for `zoo train ... --encode.modalities ... --graft RUN`: the
 encoders' parameters take the place of fresh ones (content_objectives.py has the objectives).
@@ -64,10 +65,11 @@ def pretrain_content(
 ) -> tuple[Fitted, dict[str, Any]]:
     """Pretrain by one of OBJECTIVES; OUT/bundle is the graft, OUT resumes.
 
-    width: of the space in which views are compared. Chosen by the loss on held-out items. Returns
-    the run and what was measured: that loss and, where two modalities are compared, retrieval of
-    one by the other among the held-out items, {image>text: {recall@1, ...}}, with what chance
-    gives. Raises ValueError for an unknown name, DataError where too few items have the content.
+    width: of the space in which views are compared. Chosen by the loss on held-out items, of
+    co-consumption on the pairs of held-out users. Returns the run and what was measured: that loss
+    and, where two modalities are compared, retrieval of one by the other among the held-out items,
+    {image>text: {recall@1, ...}}, ties at their middle, with what chance gives. Raises ValueError
+    for an unknown name, DataError where too few items have the content.
     """
     if name not in OBJECTIVES:
         raise unknown("unknown objective", name, OBJECTIVES)
@@ -77,7 +79,9 @@ def pretrain_content(
         raise ValueError(f"pretraining makes small encoders; --encode.kind is '{encoding.kind}'.")
     read = ("image", "text") if name == "autoregressive" else encoding.modalities
     data = with_raw(data, replace(encoding, modalities=read))
-    catalogue, mesh = _catalogue(data), mesh or meshes.make_mesh(1)
+    mesh = mesh or meshes.make_mesh(1)
+    meshes.check_batch_fits(settings.batch, mesh)
+    catalogue = _catalogue(data, mesh)
     train, held = _parts(name, data, settings.seed)
     made = encoders(encoding, catalogue["raw"])
     model = objective(name, made, width, encoding.patch, encoding.bands)
@@ -85,6 +89,7 @@ def pretrain_content(
         run = _run(model, catalogue, train, held, settings, mesh)
         mine = {"objective": name, "data": data.dataset.name, "width": width, **asdict(settings)}
         mine |= {"encoding": asdict(encoding), "raw": params_sha256(data.raw)}
+        mine |= _learned_from(name, data)
         fitted = run_through(run, out, mine, report)
         told = {"score": fitted.best["score"]}
         told |= {"trained_on": len(train["items"]), "held_out": len(held["items"])}
@@ -94,12 +99,18 @@ def pretrain_content(
     return fitted, told
 
 
-def _catalogue(data: Data) -> dict[str, Any]:
-    made = data.catalogue()
+def _learned_from(name: str, data: Data) -> dict[str, str]:
+    """The split whose training interactions were read; {} where none were."""
+    return {"split": data.split.hash} if name == "co-consumption" else {}
+
+
+def _catalogue(data: Data, mesh: Mesh | None = None) -> dict[str, Any]:
+    made = data.catalogue(mesh)
     words = int(data.raw["text"]["ids"].max()) + 1 if "text" in data.raw else 0
     kept = {k: made[k] for k in ("valid", "present", "raw")}
     kept |= {"alike": {m: _numbered(raw) for m, raw in made["raw"].items()}}
-    return kept | {"vocabulary": np.zeros(meshes.table_rows(words), np.int8)}
+    known = np.arange(meshes.table_rows(words, mesh)) < words
+    return kept | {"vocabulary": known.astype(np.int8)}
 
 
 def _numbered(raw: Any) -> np.ndarray:
@@ -116,17 +127,19 @@ def _parts(name: str, data: Data, seed: int) -> tuple[dict[str, np.ndarray], ...
     if name == "co-consumption":
         users, items = data.split.train.rows, data.split.train.values
         ends = np.flatnonzero((users[1:] == users[:-1]) & some[items[1:]] & some[items[:-1]])
-        rows = {"items": items[ends], "others": items[ends + 1]}
+        rows, groups = {"items": items[ends], "others": items[ends + 1]}, users[ends]
     else:
         rows = {"items": np.flatnonzero(some if name == "masked" else whole)}
+        groups = rows["items"]
     if len(rows["items"]) < LEAST:
         raise DataError(
             f"{data.dataset.name}: '{name}' finds {len(rows['items'])} examples with "
             f"{', '.join(data.raw)}; expected at least {LEAST}."
         )
-    order = np.random.default_rng(seed).permutation(len(rows["items"]))
-    held = max(2, int(HELD_OUT * len(order)))
-    parts = np.sort(order[held:]), np.sort(order[:held])
+    names = np.unique(groups)  # items, or users: a pair of one may be another's, too
+    order = np.random.default_rng(seed).permutation(names)
+    held = np.isin(groups, order[: max(2, int(HELD_OUT * len(order)))])
+    parts = np.flatnonzero(~held), np.flatnonzero(held)
     return tuple({k: x[part].astype(np.int32) for k, x in rows.items()} for part in parts)
 
 
@@ -161,11 +174,12 @@ def _retrieval(model: Any, fitted: Fitted, held: np.ndarray) -> dict[str, dict[s
     rows = np.array_split(held, -(-len(held) // 256))
     parts = [view(fitted.params, fitted.catalogue, jnp.asarray(ids)) for ids in rows]
     views = {m: np.concatenate([np.asarray(x[m]) for x in parts]) for m in parts[0]}
-    found = {"chance": {f"recall@{k}": k / len(held) for k in KS}}
+    found = {"chance": {f"recall@{k}": min(1.0, k / len(held)) for k in KS}}
     for a in views:
         for b in (m for m in views if m != a):
             scores = views[a] @ views[b].T
-            rank = (scores > np.diagonal(scores)[:, None]).sum(1)
+            own = np.diagonal(scores)[:, None]
+            rank = (scores > own).sum(1) + ((scores == own).sum(1) - 1) / 2
             found[f"{a}>{b}"] = {f"recall@{k}": float((rank < k).mean()) for k in KS}
     return found
 
@@ -173,7 +187,7 @@ def _retrieval(model: Any, fitted: Fitted, held: np.ndarray) -> dict[str, dict[s
 def _save(folder: Path, name: str, encoding: Encoding, fitted: Fitted, data: Data, told) -> None:
     """A bundle without items to recommend: encoders, and which content they were trained on."""
     config = {"objective": name, "encoding": asdict(encoding), "steps": fitted.steps}
-    config["word_ids_sha256"] = word_ids_sha256(data.raw)
+    config |= {"word_ids_sha256": word_ids_sha256(data.raw), **_learned_from(name, data)}
     save_bundle(
         folder,
         config=config,

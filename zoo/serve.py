@@ -142,7 +142,8 @@ class Pretrained:
         from zoo.data import DataOptions
 
         options = dict(self.split.get("options", {}))
-        options["require"] = tuple(options.get("require", ()))
+        for name in ("require", "features"):  # JSON has lists
+            options[name] = tuple(options.get(name, ()))
         return DataOptions(**options)
 
     def check_same_items(self, dataset: Dataset) -> None:

@@ -82,10 +82,20 @@ def claim(out: Path, mine: dict[str, Any]) -> None:
     path, mine = out / "run.json", json.loads(json.dumps(mine))
     if path.exists():
         theirs = json.loads(path.read_text())
-        names = [*mine, *(k for k in theirs if k not in mine)]
-        other = {k: (theirs.get(k), mine.get(k)) for k in names if theirs.get(k) != mine.get(k)}
-        if other:
+        if other := _differing(theirs, mine):
             told = "; ".join(f"{k} is {a!r} there, {b!r} here" for k, (a, b) in other.items())
             raise ValueError(f"{out} holds another run: {told}. Choose another --out.")
         return
     write_run(out, mine)
+
+
+def _differing(theirs: dict[str, Any], mine: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{name: (there, here)} of what differs, of dicts on both sides by their own keys."""
+    found = {}
+    for key in [*mine, *(k for k in theirs if k not in mine)]:
+        a, b = theirs.get(key), mine.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found |= {f"{key}.{k}": pair for k, pair in _differing(a, b).items()}
+        elif a != b:
+            found[key] = (a, b)
+    return found

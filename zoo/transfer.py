@@ -16,8 +16,14 @@ from zoo.encoders.own import word_ids_sha256
 from zoo.encoders.small import Encoding
 from zoo.serve import Pretrained, bundle_of
 
-# What makes two encoders alike.
-MAKE = ("kind", "width", "layers", "heads", "patch", "pixels", "tokens")
+# What makes two encoders alike: of all, and of a modality.
+MAKE = ("kind", "width", "layers", "heads", "scan")
+OF_MODALITY = {
+    "image": ("patch", "pixels"),
+    "text": ("tokens",),
+    "audio": ("patch", "frames", "bands"),
+    "video": ("patch", "pixels", "shots"),
+}
 log = logging.getLogger("zoo")
 
 
@@ -30,8 +36,9 @@ def pretrained_for(
 ) -> Any:
     """Parameters of a pretrained run, after checking that they can mean the same here.
 
-    Raises ValueError for another model, for features or codes of another space, and for a modality
-    that the pretraining read and `data` lacks. What a graft was adapted by is merged into it,
+    Raises ValueError for another model, for features or codes of another space, for a modality
+    that the pretraining read and `data` lacks, and for one that learned from another split of the
+    same data. What a graft was adapted by is merged into it,
     unless this run is adapted alike. Of encoders pretrained on content alone (pretraining.py),
     those that `encoding` names.
     """
@@ -44,12 +51,14 @@ def pretrained_for(
     theirs, known = bundle.config["model"], set(bundle.catalogue.get("features", {}))
     if theirs != model:
         raise ValueError(f"the graft was pretrained as {theirs}; this model is {model}.")
+    check_split(bundle.split, data, "the graft")
     if known - set(data.dataset.features):
         raise ValueError(
             f"the graft reads {sorted(known)}; {data.dataset.name} has "
             f"{sorted(data.dataset.features)}. Pretrain on modalities that both have "
             "(--model.modalities)."
         )
+    _check_encoded(bundle.config.get("encoding", {}), encoding, known)
     made = data.dataset.source.get("embedded", {})
     for modality in sorted(known):
         theirs = bundle.bundle.features.get(modality, {}).get("made_by", {})
@@ -73,7 +82,29 @@ def pretrained_for(
     found = bundle.params
     if bundle.config.get("adapt") not in (None, adapt):
         found = merged(bundle.recommender, found)
-    return found["model"] if "encoding" in bundle.config and not encoding else found
+    return found
+
+
+def check_split(theirs: dict[str, Any], data: Data, what: str) -> None:
+    """Raise ValueError where `what` learned from other interactions of the same data: they may be
+    held out here. theirs: {data, hash} of its split."""
+    if theirs.get("data") == data.dataset.name and theirs.get("hash") != data.split.hash:
+        raise ValueError(
+            f"{what} was trained on another split of {data.dataset.name}: it may know what is held "
+            "out here. Train it with the same options of data and split."
+        )
+
+
+def _check_encoded(theirs: dict[str, Any], encoding: Encoding | None, known: set[str]) -> None:
+    """Raise ValueError where a graft's own encoder made what here are features, or the reverse."""
+    there = set(theirs.get("modalities", ()))
+    here = set(encoding.modalities) if encoding else set()
+    for modality in sorted((there ^ here) & known):
+        raise ValueError(
+            f"the graft {'encoded' if modality in there else 'read features of'} '{modality}', "
+            f"this run {'encodes it' if modality in here else 'reads features of it'}: the vectors "
+            "mean other things. Name the same --encode.modalities for both."
+        )
 
 
 def _encoders_of(bundle: Bundle, data: Data, encoding: Encoding | None) -> dict[str, Any]:
@@ -83,6 +114,8 @@ def _encoders_of(bundle: Bundle, data: Data, encoding: Encoding | None) -> dict[
             "the graft holds encoders of raw content, and this run reads features: name the "
             "modalities that it shall encode itself (--encode.modalities)."
         )
+    if "split" in bundle.config:  # it has read interactions, too
+        check_split(bundle.split, data, "the graft")
     _check_make(bundle, data, encoding)
     there = {m: x for m, x in bundle.params["encoders"].items() if m in encoding.modalities}
     if not there:
@@ -95,12 +128,14 @@ def _encoders_of(bundle: Bundle, data: Data, encoding: Encoding | None) -> dict[
 
 def _check_make(bundle: Bundle, data: Data, encoding: Encoding) -> None:
     """Raise ValueError where the bundle's encoders are of other sizes, or read other word ids."""
-    theirs, mine = bundle.config["encoding"], asdict(encoding)
-    other = {k: (theirs[k], mine[k]) for k in MAKE if theirs[k] != mine[k]}
+    theirs, mine = asdict(Encoding(**bundle.config["encoding"])), asdict(encoding)
+    both = [m for m in theirs["modalities"] if m in mine["modalities"]]
+    names = [*MAKE, *(k for m in both for k in OF_MODALITY.get(m, ()))]
+    other = {k: (theirs[k], mine[k]) for k in names if theirs[k] != mine[k]}
     if other:
         told = "; ".join(f"{k} {a} there, {b} here" for k, (a, b) in other.items())
         raise ValueError(f"the graft's encoders are of another make: {told}. Name the same.")
-    here = word_ids_sha256(data.raw)
+    here = word_ids_sha256(data.raw) if "text" in both else None
     if here and encoding.kind == "small" and bundle.config["word_ids_sha256"] not in (None, here):
         raise ValueError(
             f"the graft's encoder read the words of {bundle.split['data']} under other ids than "

@@ -102,7 +102,10 @@ def interactions(frame: pl.DataFrame, path: Path) -> pl.DataFrame:
     if not frame.height:
         raise DataError(f"{path}: no interactions; expected rows below the header.")
     extra = [name for name in frame.columns if name not in NAMES]
-    if extra:
+    if extra and "timestamp" not in frame.columns:
+        told = "%s: no column timestamp: the file's order is taken for time; not used: %s"
+        logger.warning(told, path, ", ".join(extra))
+    elif extra:
         logger.info("%s: columns %s are not used", path, extra)
     for column in ("user_id", "item_id"):
         missing = ids.missing(frame[column])

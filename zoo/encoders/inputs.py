@@ -13,7 +13,7 @@ from pipelines import films, pixels, waves
 from pipelines.content import TEXT_COLUMNS, Problem, clean_text
 from pipelines.schema import DataError, Dataset
 from pipelines.words import KEYWORDS
-from zoo.encoders.load import Encoder
+from zoo.encoders.load import Encoder, read_json
 from zoo.names import unknown
 
 Inputs = tuple[np.ndarray, ...]
@@ -179,17 +179,6 @@ def some_rows(rows: np.ndarray, dataset: Dataset, modality: str) -> np.ndarray:
     if not len(rows):
         raise DataError(f"no item of {dataset.name} has {modality}; there is nothing to embed.")
     return rows
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises ValueError naming the file."""
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON: {error}. Fetch it again.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}.")
-    return found
 
 
 def json_sha256(value: Any) -> str:

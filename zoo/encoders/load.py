@@ -66,7 +66,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The parsed config.json. Raises ValueError naming the file."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json: expected a folder of a published model.")
-    return _read(folder / "config.json", dict)
+    return read_json(folder / "config.json")
 
 
 def sentence_fields(folder: Path) -> dict[str, Any]:
@@ -77,10 +77,10 @@ def sentence_fields(folder: Path) -> dict[str, Any]:
     file = folder / "modules.json"
     if not file.is_file():
         return {}
-    kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in _read(file, list)]
+    kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in read_json(file, list)]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise ValueError(f"{file}: Transformer, Pooling and Normalize are supported, not {kinds}.")
-    modes = _read(folder / "1_Pooling" / "config.json", dict)
+    modes = read_json(folder / "1_Pooling" / "config.json", dict)
     chosen = [name for name, on in modes.items() if name.startswith("pooling_mode_") and on is True]
     known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
     if len(chosen) != 1 or chosen[0] not in known:
@@ -88,7 +88,8 @@ def sentence_fields(folder: Path) -> dict[str, Any]:
     return {"pooling": known[chosen[0]], "normalize": "Normalize" in kinds}
 
 
-def _read(file: Path, kind: type) -> Any:
+def read_json(file: Path, kind: type = dict) -> Any:
+    """The JSON object (or another kind) in a file. Raises ValueError naming the file."""
     try:
         value = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:

@@ -1,7 +1,7 @@
 """Spectrograms on the device: waves to what audio encoders read, batched and differentiable.
 
-The same as pipelines/waves.py, which makes them on the host, clip by clip, in float64: windows of
-25 ms every 10 ms at 16 kHz.
+As pipelines/waves.py, which makes them on the host, clip by clip, in float64: windows of 25 ms
+every 10 ms at 16 kHz. Behind the end of a short clip there is silence here, and zeros there.
 """
 
 import jax

@@ -57,6 +57,7 @@ def own_encoder(folder: Path, dataset: Dataset, modality: str | None) -> tuple[E
 
     how = {k: getattr(encoding, k) for k in ("pixels", "tokens", "frames", "bands", "shots")}
     towers = {modality: module}, {modality: known[modality]}, bundle.config, {modality: apply}
+    how |= {"learned_from": bundle.split} if "split" in bundle.config else {}
     return Encoder(*towers), Content(rows, how, params_sha256({modality: raw}), take)
 
 

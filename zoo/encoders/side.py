@@ -3,7 +3,7 @@
 IISAN (Fu et al. 2024, arXiv 2404.02059): the hidden states of a frozen encoder are kept once, one
 vector a layer, and a gated sum climbs them,
 
-    s_l = μ_l Side_l(h_l) + (1 - μ_l) s_{l-1},   μ_l = σ(a learned number),   s_{-1} = 0
+    s_l = μ_l Side_l(LN h_l) + (1 - μ_l) s_{l-1},   μ_l = σ(a learned number),   s_{-1} = 0
     Side_l(h) = h + W_up GELU(W_down h + b),     W_up = 0 at the start
 
 so nothing is propagated back through the encoder, and a step costs what its few rows cost.

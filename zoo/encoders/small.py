@@ -26,26 +26,40 @@ Array = jax.Array
 class Encoding:
     """Which content a run encodes itself, and by what encoder (none: `modalities` ())."""
 
-    modalities: tuple[str, ...] = ()  # image, text, audio, video
-    kind: str = "small"  # small: from nothing, of the sizes below; side: a network beside the
-    # layers of an encoder that stays as it was (zoo embed --pooling layers, --features); or the
-    # folder of a published encoder, whose inputs of all items are held in memory
+    modalities: tuple[str, ...] = ()
+    """image, text, audio, video"""
+    kind: str = "small"
+    """small: from nothing, of the sizes below; side: a network beside the layers of an encoder that
+    stays as it was (zoo embed --pooling layers, --features); or the folder of a published encoder,
+    whose inputs of all items are held in memory."""
     width: int = 64
-    layers: int = 2  # small
+    """Of the vectors."""
+    layers: int = 2
+    """Of a small encoder, as all that follows down to its frames, bands and shots."""
     heads: int = 4
-    patch: int = 16  # of pictures and of spectrograms
-    pixels: int = 64  # pictures are made this high and wide
-    tokens: int = 24  # words of a text that are read
-    frames: int = 96  # of sound that are heard, 10 ms each
-    bands: int = 32  # of a spectrogram
-    shots: int = 4  # pictures of a film that are seen
+    patch: int = 16
+    """Of pictures and of spectrograms: so many pixels, or frames and bands, a side."""
+    pixels: int = 64
+    """Pictures are made this high and wide."""
+    tokens: int = 24
+    """Words of a text that are read."""
+    frames: int = 96
+    """Of sound that are heard, 10 ms each."""
+    bands: int = 32
+    """Of a spectrogram."""
+    shots: int = 4
+    """Pictures of a film that are seen."""
     dropout: float = 0.1
-    bound: int = 1024  # distinct items of a batch that are encoded (zoo/end_to_end.py)
-    scan: bool = False  # one compiled layer, run for each; adapters and prompts need it off
-    remat: bool = False  # a layer's activations are computed again for the gradient; on CPU that
-    # saves memory only together with scan: without it the compiler joins both computations
-    refresh: int = 16  # steps between two encodings of all items, for negatives that no batch
-    # names; 0: never, for losses that ask of the batch alone
+    bound: int = 1024
+    """Distinct items of a batch that are encoded (zoo/end_to_end.py)."""
+    scan: bool = False
+    """One compiled layer, run for each; adapters and prompts need it off."""
+    remat: bool = False
+    """A layer's activations are computed again for the gradient. On CPU that saves memory only
+    together with scan: without it the compiler joins both computations."""
+    refresh: int = 16
+    """Steps between two encodings of all items, for negatives that no batch names; 0: never, for
+    losses that ask of the batch alone."""
 
 
 def encoders(encoding: Encoding, raw: dict[str, Any]) -> dict[str, ContentEncoder]:

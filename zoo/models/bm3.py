@@ -109,14 +109,14 @@ def real_users(counts: Array) -> Array:
     return (rows > 0) & (rows <= jnp.max(jnp.where(counts > 0, rows, 0)))
 
 
-def batch_squares(out: dict, pairs: Pairs, catalogue: dict) -> Array:
+def pair_squares(out: dict, pairs: Pairs, catalogue: dict) -> Array:
     """(‖H_u‖² + ‖H_i‖²) / B over the rows of the batch's users and positives."""
     users, items, _ = gathered(out["h_users"], out["h_items"], pairs)
     total = jnp.sum(jnp.square(users)) + jnp.sum(jnp.square(items))
     return total / jnp.maximum(jnp.sum(pairs.weights), 1.0)
 
 
-REGS = {"official": table_norms, "paper": batch_squares}
+REGS = {"official": table_norms, "paper": pair_squares}
 
 
 def loss(

@@ -21,6 +21,7 @@ from zoo.layers import (
     segment_mask,
 )
 from zoo.models.sequential import sequential
+from zoo.names import check
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
 
@@ -97,6 +98,10 @@ class HSTUTrunk(nn.Module):
     time_bias: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
+    def __post_init__(self):
+        check(time_bias=(self.time_bias, TIME_BIASES))
+        super().__post_init__()
+
     @property
     def causal(self) -> bool:
         """Rows see what came before them only."""
@@ -152,9 +157,6 @@ class HSTUTrunk(nn.Module):
 
     def _times(self, batch: dict[str, Array], memory: Memory | None) -> Array | None:
         """Buckets of the time from item j to when row i is asked, int32 [b,l,l]."""
-        if self.time_bias not in TIME_BIASES:
-            expected = ", ".join(TIME_BIASES)
-            raise ValueError(f"time_bias is '{self.time_bias}'; expected one of {expected}.")
         if not self._reads_times(batch):
             return None
         if memory is not None:

@@ -16,8 +16,6 @@ is left out: sequences are augmented by item drop.
 Train:  zoo train unisrec --data amazon-beauty --stage scratch --out runs/unisrec
 """
 
-from collections.abc import Iterable
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -29,6 +27,7 @@ from zoo.experts import Content, Experts, present, read, wanted
 from zoo.layers import Stack, Table, Trunk
 from zoo.models.candidate import by_candidate
 from zoo.models.sequential import sequential
+from zoo.names import check
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
 
@@ -184,7 +183,7 @@ def unisrec(
     modality that answers the query best (zoo/models/candidate.py). Raises ValueError for an unknown
     stage, combine or item_input, and for candidate_fusion of codes.
     """
-    _check(stage=(stage, TRAINABLE), combine=(combine, COMBINE), item_input=(item_input, INPUTS))
+    check(stage=(stage, TRAINABLE), combine=(combine, COMBINE), item_input=(item_input, INPUTS))
     with_id = stage in STAGES_WITH_ID
     if item_input == "codes":
         if candidate_fusion:
@@ -236,9 +235,3 @@ def unisrec(
 def _stacked(a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:
     """What the trunk reads of two batches, one below the other."""
     return {k: jnp.concatenate([a[k], b[k]]) for k in ("segments", "positions", "ends")}
-
-
-def _check(**chosen: tuple[str, Iterable[str]]) -> None:
-    for field, (value, known) in chosen.items():
-        if value not in known:
-            raise ValueError(f"{field} is '{value}'; expected one of {', '.join(known)}.")
