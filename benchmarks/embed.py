@@ -38,10 +38,9 @@ def zoo(args: argparse.Namespace) -> None:
 
 
 def texts(args: argparse.Namespace) -> dict:
-    from pipelines import sources
     from zoo.embed import embed
 
-    dataset = sources.load(args.data)
+    dataset = catalogue(args)
 
     def work(batch: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -49,6 +48,14 @@ def texts(args: argparse.Namespace) -> dict:
             shutil.copy(Path(folder) / "text_feat.npy", args.texts.with_suffix(".zoo.npy"))
 
     return {f"text-{batch}": lambda batch=batch: work(batch) for batch in BATCHES}
+
+
+def catalogue(args: argparse.Namespace):
+    """The data set, or so many of its items as are asked for."""
+    from pipelines import interactions, sources
+
+    dataset = sources.load(args.data)
+    return interactions.filter_items(dataset, np.arange(dataset.n_items + 1) <= args.items)
 
 
 def pictures(args: argparse.Namespace) -> dict:
@@ -72,7 +79,7 @@ def beside(args: argparse.Namespace, folder: Path) -> dict:
     flags = given(args, folder)
     torch = [args.competitor_python, "-W", "ignore", HERE / "competitors" / "torch_encoders.py"]
     both = {"torch": Side(torch, flags | {"threads": args.cores}, args.cores)}
-    more = {"data": args.data} if args.mode == "text" else {}
+    more = {"data": args.data, "items": args.items} if args.mode == "text" else {}
     both["zoo"] = Side([sys.executable, Path(__file__), "zoo"], flags | more, args.cores)
     tried = {name: {b: tries(side, args.mode, b) for b in BATCHES} for name, side in both.items()}
     best = {name: min(found, key=found.get) for name, found in tried.items()}
@@ -94,10 +101,9 @@ def given(args: argparse.Namespace, folder: Path) -> dict:
         x = np.random.default_rng(0).standard_normal((PICTURES, 224, 224, 3), np.float32)
         np.save(folder / "pictures.npy", x)
         return {"encoder": folder / "vit", "pictures": folder / "pictures.npy"}
-    from pipelines import sources
     from zoo.encoders.inputs import item_texts
 
-    said = item_texts(sources.load(args.data))[1:]
+    said = item_texts(catalogue(args))[1:]
     (folder / "texts.json").write_text(json.dumps([text for text in said if text]))
     return {"encoder": args.encoder, "texts": folder / "texts.json"}
 
@@ -127,6 +133,7 @@ def main() -> None:
     parser.add_argument("--competitor-python", help="see benchmarks/README.md")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--items", type=int, default=3000, help="text: the first ones of the data")
     args = parser.parse_args()
     if args.mode == "zoo":
         return zoo(args)
