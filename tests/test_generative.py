@@ -288,6 +288,7 @@ def test_a_set_has_no_order_and_a_stranger_is_the_mean_of_it():
         recommender.init(jax.random.key(0), bare, pack(world()[1], LENGTH, scheme="rest"))
 
 
+@pytest.mark.slow
 def test_a_few_sequences_are_learned_by_heart():
     recommender, params, catalogue, batch = made("tiger")
     chain = optimizer(rate=1e-2)

@@ -50,7 +50,7 @@ def started(name: str, shop, modalities: tuple[str, ...] = ("image", "text")):
     return model, jax.jit(model.init)(KEY, catalogue, batch), catalogue, batch
 
 
-LONG = ("siglip", "co-consumption", "autoregressive")  # to compile
+LONG = ("contrastive", "siglip", "co-consumption", "autoregressive")  # to compile
 
 
 @pytest.mark.parametrize(
