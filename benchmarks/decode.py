@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from reach import COMMIT
 from sequential import KEEP_MEMORY, as_flags, command, hardware
 
 HERE = Path(__file__).resolve().parent
@@ -398,9 +399,7 @@ def peak_mib() -> float:
 def write(key: str, found: dict, out: Path = OUT) -> None:
     """Put what was found under `key` of results/decode.json, beside what other modes wrote."""
     report = json.loads(out.read_text()) if out.exists() else {}
-    words = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    report[key] = {"command": command(), "hardware": hardware(), "commit": commit, **found}
+    report[key] = {"command": command(), "hardware": hardware(), "commit": COMMIT, **found}
     out.write_text(json.dumps(report, indent=2) + "\n")
 
 

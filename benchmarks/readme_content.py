@@ -132,6 +132,16 @@ def worlds() -> str:
         rows = [one[who] for one in told["seeds"].values()]
         pairs = [[float(f([r[n] for r in rows])) for f in (mean, pstdev)] for n in names]
         lines.append(f"| {called} | {' | '.join(spread(pair, len(rows)) for pair in pairs)} |")
+    floors = [one["floors"] for one in told["seeds"].values()]
+    means = {name: mean(one[name] for one in floors) for name in floors[0]}
+    top = max(means, key=means.get)
+    reached = mean(one["model"]["all"] for one in told["seeds"].values())
+    verdict = "**above**" if reached > means[top] else "below"
+    shown = ", ".join(f"{name} {means[name]:.4f}" for name in ("popularity", "ease"))
+    lines += [
+        "",
+        f"Floors, whole: {shown}, {top} {means[top]:.4f}; two_tower is {verdict} that one.",
+    ]
     how = f"`{told['command']}`; {told['hardware']['cpu']}, cores: {told['hardware']['cores']}; "
     return "\n".join([*lines, "", f"{how}{len(rows)} seeds, commit {told['commit']}."])
 

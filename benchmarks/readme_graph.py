@@ -58,16 +58,18 @@ def search() -> str:
         "| trial |",
         "|---|---|---|---|---|---|",
     ]
-    trials = load("searches") or []
+    trials, runs, counted = load("searches") or [], {}, []
     for model in MODELS:
         names = [f"try-{model}-tiktok-{n}" for n in range(TRIALS)]
         mine = [r for r in trials if r["name"] in names]
         usual, best = load(f"graph/{model}-tiktok"), load(f"graph/{model}-searched-tiktok")
         if len(mine) < TRIALS or usual is None:
             continue
+        counted += mine
         top = max(mine, key=lambda r: r["valid"]["recall@20"])
         own = _seed(usual)["valid"]["recall@20"]
         told = {**top["experiment"]["fields"], "rate": top["experiment"]["settings"]["rate"]}
+        runs |= {model: usual, f"{model} (searched)": best}
         test = "–" if winner(model) is None else _test(best) if best else "not run yet"
         lines.append(
             f"| {model} | {own:.4f} | {_test(usual)} | {top['valid']['recall@20']:.4f} | "
@@ -81,7 +83,23 @@ def search() -> str:
         "`python benchmarks/reach.py try-MODEL-tiktok-N`, then `MODEL-searched-tiktok` (its number "
         "of seeds in brackets). –: no trial was better on validation than the authors' settings."
     )
-    return "\n".join([*lines, "", how])
+    return "\n".join([*lines, "", f"{how} {_held(runs, counted)}"])
+
+
+def _held(runs: dict[str, dict | None], trials: list[dict] = ()) -> str:
+    """Which runs stay below the best floor of their split; where and by what commits they ran."""
+    found = {name: told for name, told in runs.items() if told}
+    split = next(iter(found.values()))["split_hash"]
+    floor, value = best_floor(split, "recall@20")
+    mean = lambda rows: sum(r["test"]["recall@20"] for r in rows) / len(rows)  # noqa: E731
+    under = [n for n, told in found.items() if mean(told["rows"]) < value]
+    rows = [*(row for told in found.values() for row in told["rows"]), *trials]
+    where = "; ".join(sorted({told["hardware"] for told in found.values()}))
+    commits = ", ".join(sorted({row["commit"] for row in rows}))
+    return (
+        f"Below {floor}, {value:.4f}: {', '.join(under) or 'none'}. Split `{split[:8]}`; {where}; "
+        f"commits {commits}."
+    )
 
 
 def _test(told: dict) -> str:
@@ -93,18 +111,19 @@ def study() -> str:
     names = ("both", *CONTENT)
     heads = [f"{name} only" if name in ("image", "audio") else name for name in names]
     lines = [f"| tiktok, recall@20 | {' | '.join(heads)} |", "|---|" + "---|" * len(names)]
+    runs = {}
     for model in MODELS[2:]:
         found = {n: load(f"study/{model}-{n}-tiktok") for n in CONTENT}
         found["both"] = load(f"graph/{model}-tiktok")
         if all(found.values()):
             cells = [f"{_seed(found[n])['test']['recall@20']:.4f}" for n in names]
             lines.append(f"| {model} | {' | '.join(cells)} |")
+            runs |= {f"{model} ({n})": {**found[n], "rows": [_seed(found[n])]} for n in names}
     if len(lines) == 2:
         return "Not run for any model yet: no figures."
     how = "`python benchmarks/reach.py MODEL-CONTENT-tiktok`; seed 0, the authors' settings. none: "
-    return "\n".join(
-        [*lines, "", how + "every item's content is missing; shuffled: another item's."]
-    )
+    told = how + "every item's content is missing; shuffled: another item's. "
+    return "\n".join([*lines, "", told + _held(runs)])
 
 
 def _seed(told: dict, seed: int = 0) -> dict:

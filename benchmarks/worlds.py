@@ -5,8 +5,8 @@
 In a synthetic world (pipelines/synthetic.py) pitch is heard only, shape is seen only, colour and
 texture are seen and told. two_tower learns from content alone; then one modality at a time is taken
 away. What that should cost is what it costs who knows the law: the best possible ranking, and the
-best one that does not know the factors which only that modality shows. Writes results/worlds.json
-after every seed.
+best one that does not know the factors which only that modality shows. The floors are of the whole
+world. Writes results/worlds.json after every seed.
 """
 
 import argparse
@@ -51,7 +51,9 @@ def seed_of(seed: int) -> dict:
         without = knock_out(fitted.catalogue, name)
         model[name] = api.evaluate(fitted, seen, catalogue=without)
     cold = {name: one.strata["target count 0"][METRIC] for name, one in model.items()}
-    rest = {"cold": cold, "steps": fitted.steps, "seconds": round(fitted.seconds, 1)}
+    floors = {name: one["metrics"][METRIC] for name, one in api.floors(seen).items()}
+    rest = {"steps": fitted.steps, "seconds": round(fitted.seconds, 1), "floors": floors}
+    rest["cold"] = cold
     return {"law": law, "model": {k: one.metrics[METRIC] for k, one in model.items()}, **rest}
 
 

@@ -33,7 +33,7 @@ def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
         return _unrevised(Path(name), revision)
     if name in ours:
         return _unrevised(ours[name], revision)
-    if name and (Path(name) / "run.json").is_file():
+    if name and (Path(name) / "run.json").is_file() and not (Path(name) / "bundle").is_dir():
         raise HubError(f"{name} is a run that is not finished: give its command again to go on.")
     if name and Path(name).exists():
         raise HubError(f"{name} exists but holds no {MANIFEST}: expected a bundle's folder.")

@@ -96,14 +96,17 @@ def decode_images(
 
     def one(data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > max_pixels:
-                raise ValueError(
-                    f"{image.width} x {image.height} pixels is over the limit of {max_pixels}"
-                )
+            check_pixels(image.width, image.height, max_pixels)
             return np.asarray(as_rgb(ImageOps.exif_transpose(image)).resize(size[::-1], BILINEAR))
 
     out = np.zeros((len(sources), *size, 3), np.uint8)
     return decode_each(sources, one, out, BAD_IMAGE)
+
+
+def check_pixels(width: int, height: int, most: int) -> None:
+    """Raise ValueError for a picture that would fill the memory."""
+    if width * height > most:
+        raise ValueError(f"{width} x {height} pixels is over the limit of {most}")
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -2,11 +2,20 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from PIL import Image
 
-from pipelines.content import BAD_IMAGE, BILINEAR, MAX_PIXELS, Problem, Source, decode_each
+from pipelines.content import (
+    BAD_IMAGE,
+    BILINEAR,
+    MAX_PIXELS,
+    Problem,
+    Source,
+    check_pixels,
+    decode_each,
+)
 from pipelines.pixels import Steps, prepared
 
 
@@ -43,9 +52,9 @@ def _decode(sources, picture: Callable[[Image.Image], np.ndarray], out, max_pixe
 
     def one(data: bytes) -> np.ndarray:
         shown = _middles(_length(data, max_pixels), out.shape[1])
-        made = {i: picture(image) for i, image in _pictures(data, set(shown))}
-        if len(made) < len(set(shown)):
-            raise ValueError(f"cut off: {len(set(shown)) - len(made)} of the pictures are missing")
+        made = {i: picture(image) for i, image in _pictures(data, shown)}
+        if missing := set(shown) - set(made):
+            raise ValueError(f"cut off: {len(missing)} of the pictures are missing")
         return np.stack([made[i] for i in shown])
 
     return decode_each(sources, one, out, (*BAD_IMAGE, av.FFmpegError))
@@ -59,10 +68,7 @@ def _length(data: bytes, max_pixels: int) -> int:
         if not film.streams.video:
             raise ValueError("there are no pictures in it")
         stream = film.streams.video[0]
-        if stream.width * stream.height > max_pixels:
-            raise ValueError(
-                f"{stream.width} x {stream.height} pixels is over the limit of {max_pixels}"
-            )
+        check_pixels(stream.width, stream.height, max_pixels)
         total = sum(1 for packet in film.demux(stream) if packet.size and not packet.is_discard)
     if not total:
         raise ValueError("there are no pictures in it")
@@ -70,17 +76,14 @@ def _length(data: bytes, max_pixels: int) -> int:
 
 
 def _middles(total: int, shots: int) -> list[int]:
-    """Places of the pictures in the middle of `shots` equal parts."""
+    """Places of the pictures in the middle of `shots` equal parts, ascending."""
     return [(2 * i + 1) * total // (2 * shots) for i in range(shots)]
 
 
-def _pictures(data: bytes, places: set[int]) -> Iterator[tuple[int, Image.Image]]:
-    """(place, RGB picture), up to the last of `places`."""
+def _pictures(data: bytes, places: list[int]) -> Iterator[tuple[int, Image.Image]]:
+    """(place, RGB picture) of each of `places`, ascending; nothing behind the last is decoded."""
     import av
 
     with av.open(io.BytesIO(data)) as film:
-        for i, frame in enumerate(film.decode(film.streams.video[0])):
-            if i in places:
-                yield i, frame.to_image()
-            if i >= max(places):
-                return
+        shown = enumerate(islice(film.decode(film.streams.video[0]), places[-1] + 1))
+        yield from ((i, frame.to_image()) for i, frame in shown if i in places)

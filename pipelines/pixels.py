@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipelines.content import BAD_IMAGE, MAX_PIXELS, Problem, Source, as_rgb, decode_each
+from pipelines.content import (
+    BAD_IMAGE,
+    MAX_PIXELS,
+    Problem,
+    Source,
+    as_rgb,
+    check_pixels,
+    decode_each,
+)
 from pipelines.schema import DataError
 
 # Where preprocessor_config.json leaves `resample` out (old files of ViT): the family's own.
@@ -109,10 +117,7 @@ def decode_pixels(
 
     def one(data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > max_pixels:
-                raise ValueError(
-                    f"{image.width} x {image.height} pixels is over the limit of {max_pixels}"
-                )
+            check_pixels(image.width, image.height, max_pixels)
             return prepared(as_rgb(ImageOps.exif_transpose(image)), steps)
 
     out = np.zeros((len(sources), *steps.shape, 3), np.float32)

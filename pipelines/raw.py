@@ -32,8 +32,8 @@ def raw_content(
     image: uint8 [n+1,h,w,3] of the files that the column `image` names, resized to `size`; text:
     {ids int32, mask bool} [n+1,tokens], words of title, genres and the like in their order; audio:
     int16 [n+1,samples] at 16 kHz, the beginning of the files that the column `audio` names; video:
-    uint8 [n+1,shots,h,w,3] of those that `video` names, at even distances. Raises
-    DataError for another modality, and for one that the items lack.
+    uint8 [n+1,shots,h,w,3] of those that `video` names, at even distances.
+    Raises DataError for another modality, and for one that the items lack.
     """
     how = {"image": size, "text": tokens, "audio": samples, "video": (shots, size)}
     made = {}

@@ -16,6 +16,8 @@ from pipelines.schema import DataError
 
 WINDOW, HOP = 400, 160
 RATE = 16000
+AUDIOSET = (-4.2677393, 4.5689974)  # mean and deviation by which AST scales
+QUIET = 1.192092955078125e-07  # the least power that AST hears
 KINDS = {"audio-spectrogram-transformer": "fbank", "whisper": "log-mel", "wav2vec2": "wave"}
 
 
@@ -49,7 +51,7 @@ def hearing_of(config: Mapping[str, Any], model_type: str, seconds: float = 5.0)
         return Hearing(kind, chunk, int(config.get("feature_size", 80)))
     if kind == "fbank":
         frames, bands = int(config.get("max_length", 1024)), int(config.get("num_mel_bins", 128))
-        mean, std = config.get("mean", -4.2677393), config.get("std", 4.5689974)
+        mean, std = config.get("mean", AUDIOSET[0]), config.get("std", AUDIOSET[1])
         if not config.get("do_normalize", True):
             mean, std = 0.0, 0.5
         heard = frames * HOP + WINDOW - HOP
@@ -94,7 +96,7 @@ def fbank(wave: np.ndarray, bands: int, frames: int, mean: float, std: float) ->
     rows = rows - rows.mean(1, keepdims=True)
     before = np.concatenate([rows[:, :1], rows[:, :-1]], axis=1)
     power = np.abs(np.fft.rfft((rows - 0.97 * before) * np.hanning(WINDOW)[None, :], 512)) ** 2
-    x = np.log(np.maximum(power @ kaldi_bands(bands), 1.192092955078125e-07))
+    x = np.log(np.maximum(power @ kaldi_bands(bands), QUIET))
     x = np.pad(x, ((0, frames - len(x)), (0, 0)))
     return ((x - mean) / (2 * std)).astype(np.float32)
 

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from zoo.encoders.audio import sound_patches
 from zoo.encoders.image import patches
 from zoo.encoders.mel import HOP, spectrogram
+from zoo.encoders.small import standard
 from zoo.encoders.t5 import T5Stack
 from zoo.end_to_end import ContentEncoder, encoded, init_encoders, rows_of
 from zoo.layers import init_normal
@@ -37,6 +38,7 @@ Array = jax.Array
 HIDDEN_WORDS, HIDDEN_PATCHES = 0.15, 0.6
 UNKNOWN = 1  # the word id that hides a word (pipelines/raw.py)
 GREY = 127
+FLAT = 1e-4  # added to the variance of a patch
 
 
 class Pretraining(NamedTuple):
@@ -223,7 +225,8 @@ def _hide_patches(key: Array, raw: Array, patch: int):
     over = jnp.repeat(jnp.repeat(hidden, patch, axis=1), patch, axis=2)
     over = jnp.pad(over, ((0, 0), (0, height % patch), (0, width % patch)))
     seen = jnp.where(over[..., None], jnp.asarray(GREY, raw.dtype), raw)
-    return seen, _standard(patches(raw.astype(jnp.float32) / 255.0, patch)), hidden.reshape(b, -1)
+    x = standard(patches(raw.astype(jnp.float32) / 255.0, patch), FLAT)
+    return seen, x, hidden.reshape(b, -1)
 
 
 def _hide_sound(key: Array, raw: Array, patch: int, bands: int):
@@ -233,16 +236,10 @@ def _hide_sound(key: Array, raw: Array, patch: int, bands: int):
     hidden = jax.random.bernoulli(key, HIDDEN_PATCHES, (len(x), x.shape[1] // rows))
     over = jnp.repeat(hidden, patch * HOP, axis=1)
     over = jnp.pad(over, ((0, 0), (0, raw.shape[1] - over.shape[1])))
-    return jnp.where(over, 0, raw), _standard(x), jnp.tile(hidden, (1, rows))
+    return jnp.where(over, 0, raw), standard(x, FLAT), jnp.tile(hidden, (1, rows))
 
 
 HIDE = {"image": _hide_patches, "text": _hide_words, "audio": _hide_sound}
-
-
-def _standard(x: Array) -> Array:
-    """Each patch [...,p] to mean 0 and variance 1."""
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-4)
 
 
 def _wrong(m: str, out: Array, target: Array) -> Array:

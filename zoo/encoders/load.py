@@ -80,7 +80,7 @@ def sentence_fields(folder: Path) -> dict[str, Any]:
     kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in read_json(file, list)]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise ValueError(f"{file}: Transformer, Pooling and Normalize are supported, not {kinds}.")
-    modes = read_json(folder / "1_Pooling" / "config.json", dict)
+    modes = read_json(folder / "1_Pooling" / "config.json")
     chosen = [name for name, on in modes.items() if name.startswith("pooling_mode_") and on is True]
     known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
     if len(chosen) != 1 or chosen[0] not in known:

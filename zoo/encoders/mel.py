@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from pipelines.raw import LOUDEST
-from pipelines.waves import HOP, WINDOW, kaldi_bands, slaney_bands
+from pipelines.waves import AUDIOSET, HOP, QUIET, WINDOW, kaldi_bands, slaney_bands
 from zoo.encoders.audio import windows
 
 Array = jax.Array
-SPEECH = (-4.2677393, 4.5689974)  # mean and deviation of AudioSet, by which AST scales
 
 
 def samples_of(frames: int) -> int:
@@ -20,7 +19,9 @@ def samples_of(frames: int) -> int:
     return frames * HOP + WINDOW - HOP
 
 
-def filter_bank(wave: Array, bands: int, mean: float = SPEECH[0], std: float = SPEECH[1]) -> Array:
+def filter_bank(
+    wave: Array, bands: int, mean: float = AUDIOSET[0], std: float = AUDIOSET[1]
+) -> Array:
     """float32 [b,frames,bands] as AST reads it (arXiv 2104.01778, section 2), of waves
     float[b,samples] in -1..1; `samples_of` says how many frames there are.
 
@@ -30,7 +31,7 @@ def filter_bank(wave: Array, bands: int, mean: float = SPEECH[0], std: float = S
     rows = rows - rows.mean(-1, keepdims=True)
     before = jnp.concatenate([rows[..., :1], rows[..., :-1]], axis=-1)
     power = _power(rows - 0.97 * before, jnp.hanning(WINDOW), 512)
-    x = jnp.log(jnp.maximum(power @ kaldi_bands(bands).astype("float32"), 1.192092955078125e-07))
+    x = jnp.log(jnp.maximum(power @ kaldi_bands(bands).astype("float32"), QUIET))
     return (x - mean) / (2 * std)
 
 

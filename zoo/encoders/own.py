@@ -13,7 +13,7 @@ from pipelines.raw import raw_content
 from pipelines.schema import Dataset
 from zoo.encoders.inputs import Content, Inputs, some_rows
 from zoo.encoders.load import Encoder, which
-from zoo.encoders.small import Encoding, how_raw, small, standard
+from zoo.encoders.small import SIZES, Encoding, how_raw, small, standard
 from zoo.serve import bundle_of
 
 log = logging.getLogger("zoo")
@@ -55,7 +55,7 @@ def own_encoder(folder: Path, dataset: Dataset, modality: str | None) -> tuple[E
         inputs = read(jax.tree.map(lambda x: x[rows[places]], raw))
         return tuple(np.asarray(x) for x in inputs), np.ones(len(places), bool), []
 
-    how = {k: getattr(encoding, k) for k in ("pixels", "tokens", "frames", "bands", "shots")}
+    how = {k: getattr(encoding, k) for k in SIZES[modality]}
     towers = {modality: module}, {modality: known[modality]}, bundle.config, {modality: apply}
     how |= {"learned_from": bundle.split} if "split" in bundle.config else {}
     return Encoder(*towers), Content(rows, how, params_sha256({modality: raw}), take)

@@ -75,6 +75,15 @@ def encoders(encoding: Encoding, raw: dict[str, Any]) -> dict[str, ContentEncode
     return {name: _encoder(name, *one, encoding.width) for name, one in made.items()}
 
 
+# What of the sizes an encoder of a modality depends on.
+SIZES = {
+    "image": ("patch", "pixels"),
+    "text": ("tokens",),
+    "audio": ("patch", "frames", "bands"),
+    "video": ("patch", "pixels", "shots"),
+}
+
+
 def how_raw(encoding: Encoding) -> dict[str, Any]:
     """What pipelines.raw.raw_content is told of the sizes."""
     size = (encoding.pixels, encoding.pixels)
@@ -87,11 +96,11 @@ def small(encoding: Encoding, modality: str, raw: Any) -> tuple[Any, Callable[[A
     return KINDS[modality](encoding, raw)
 
 
-def standard(pooled: Array) -> Array:
-    """float32 [b,d] of mean 0 and mean square 1 a row: a LayerNorm without parameters."""
-    x = pooled.astype(jnp.float32)
+def standard(x: Array, epsilon: float = 1e-6) -> Array:
+    """float32 [...,d] of mean 0 and mean square 1 a row: a LayerNorm without parameters."""
+    x = x.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
 
 
 def _published(e: Encoding) -> dict[str, ContentEncoder]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from zoo.experts import present
 from zoo.losses import mean
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
@@ -56,7 +57,7 @@ def by_candidate(
     queries: Callable[..., Array],
     objective: Objective,
 ) -> Recommender:
-    """`base` with fused scores. Its `encode` and its index's `table` stay: they read histories.
+    """`base` with fused scores; its `encode` stays, and in its index the `table` that this reads.
 
     views(params, catalogue, key or None) -> (z [n,m,d], bool[n,m]), zero where there is none;
     queries(params, x [b,l,d], batch, key) -> states [p,d], one a target.
@@ -72,13 +73,13 @@ def by_candidate(
         q = objective.scaled(queries(params, x, batch, trunk_key))
         targets = batch["targets"].reshape(-1)
         weights = (targets > 0).astype(jnp.float32)
-        seen = catalogue["valid"] & (catalogue["popularity"] > 0)
-        what = (q, targets, weights, objective.items(z), there, seen, params["fusion"]["phi"])
-        return fused_softmax(*what), {"targets": jnp.sum(weights)}
+        what = (q, targets, weights, objective.items(z), there, present(catalogue, "id"))
+        return fused_softmax(*what, params["fusion"]["phi"]), {"targets": jnp.sum(weights)}
 
     def index(params: Any, catalogue: dict) -> Any:
         z, there = views(params, catalogue, None)
-        return base.index(params, catalogue) | {"views": objective.items(z), "there": there}
+        table = {"table": jnp.sum(z, axis=1), "valid": catalogue["valid"]}
+        return table | {"views": objective.items(z), "there": there}
 
     def match(params: Any, index: Any, query: Array, ids: Array) -> Array:
         z, there = (jnp.take(index[k], ids, axis=0) for k in ("views", "there"))

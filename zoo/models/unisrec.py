@@ -10,6 +10,7 @@ mixture of whitening experts, so a trunk learned on some shops reads the items o
     after it  full softmax over the catalogue; `transductive` adds an ID to the item's vector
 
 MISSRec's fusion on the side of the candidates is an option (zoo/models/candidate.py).
+
 The paper is 300 wide over shops of millions of events; 64 (with experts and trunk to match) is
 the size for data of one small shop, and the default here. Word drop, which needs the text itself,
 is left out: sequences are augmented by item drop.
