@@ -10,6 +10,7 @@ from pipelines.schema import DataError
 from pipelines.sources import from_arrays
 from zoo.cli import main
 from zoo.models import MODELS, entry, fields
+from zoo.prior import prior_of, save_with_prior
 
 N_ITEMS = 40
 
@@ -130,9 +131,55 @@ def test_repeats_are_dropped_and_said(caplog):
     assert "1 repeated" in caplog.text
 
 
-def test_another_models_floor_is_refused():
+@pytest.mark.parametrize("name", ["markov", "ease"])
+def test_a_floor_is_counted_saved_and_served(name, tmp_path):
+    fitted, seen = zoo.fit(name, data(), tmp_path)
+    told = zoo.floors(seen, [name])[name]
+    assert fitted.best["ndcg@10"] == pytest.approx(told["validation"]["ndcg@10"], abs=1e-6)
+    served = zoo.from_pretrained(tmp_path)
+    reached = zoo.evaluate(served, seen).metrics["recall@10"]
+    assert reached == pytest.approx(told["metrics"]["recall@10"], abs=1e-6) and reached > 0.6
+    best = served.recommend(["item-03", "item-04"], k=1)[0].item
+    assert best in ("item-05", *(["item-02"] if name == "ease" else []))  # EASE knows no order
+    assert "counted, not trained" in served.bundle.card
+
+
+def test_a_floor_takes_its_own_fields_and_no_settings():
+    fitted, _ = zoo.fit("sr-graph", data(), window=5, alpha=(0.5, 0.5))
+    assert fitted.steps == 0 and fitted.best["recall@10"] > 0.6
     with pytest.raises(ValueError, match="counts instead of training"):
-        zoo.fit("popularity", data())
+        zoo.fit("popularity", data(), settings=SETTINGS)
+
+
+def test_a_floor_that_the_data_lack_is_told():
+    rows = chain()
+    with pytest.raises(ValueError, match="text-knn cannot be counted: the data has no item text"):
+        zoo.fit("text-knn", from_arrays(**rows))
+    with pytest.raises(ValueError, match="no floor is called 'cf-graph' for ordered data"):
+        zoo.fit("cf-graph", from_arrays(**rows))
+
+
+def test_a_prior_is_saved_with_the_model(run, bundle, tmp_path):
+    _, fitted, seen = run
+    both = prior_of(bundle, seen, "best")
+    assert both.floor in ("sr-graph", "sr-graph+text", "markov", "item-knn")
+    save_with_prior(tmp_path, bundle, seen, both)
+    served = zoo.from_pretrained(tmp_path)
+    known = {"catalogue": fitted.catalogue, "max_len": 16}
+    want = zoo.evaluate((both.recommender, both.params), seen, **known).metrics
+    assert zoo.evaluate(served, seen).metrics == pytest.approx(want)
+    session = served.session()
+    session.append("item-03")
+    assert session.recommend(k=3)[0].item == "item-04"
+    assert both.floor in served.bundle.card
+    with pytest.raises(ValueError, match="take the run that it was made of"):
+        zoo.fit("sasrec", data(), graft=served, settings=SETTINGS, **FIELDS)
+
+
+def test_a_prior_counts_the_split_of_its_model(bundle):
+    other = zoo.load_data(data().dataset, zoo.DataOptions(tie_seed=0, split="global-time"))
+    with pytest.raises(ValueError, match="has to count the same one"):
+        prior_of(bundle, other)
 
 
 def test_unknown_metric_is_told_before_training():
@@ -165,6 +212,14 @@ def test_command_line(run, tmp_path, capsys):
     both = said(capsys, "evaluate", str(out), "--data", str(folder), *words)
     assert both["prior"]["floor"] == "sr-graph+text" and both["prior"]["weight"] > 0
     assert both["metrics"]["ndcg@10"] > told["metrics"]["ndcg@10"] - 0.02
+    fused = said(capsys, "fuse", str(out), "--data", str(folder), "--out", str(tmp_path / "fused"))
+    assert {k: fused[k] for k in ("floor", "weight")} == {
+        k: both["prior"][k] for k in ("floor", "weight")
+    }
+    again = said(capsys, "evaluate", str(tmp_path / "fused"), "--data", str(folder), *words[:2])
+    assert again["metrics"] == both["metrics"]
+    told = said(capsys, "train", "markov", "--data", str(folder), "--out", str(tmp_path / "m"))
+    assert told["best"]["recall@10"] > 0.7
     listed = said(capsys, "recommend", str(out), "--history", "item-03,item-04", "--k", "3")
     assert len(listed["recommendations"]) == 3
     assert "sasrec" in said(capsys, "models")["models"]
@@ -186,7 +241,8 @@ def test_command_line(run, tmp_path, capsys):
         (["train", "sasrek", "--data", "x", "--out", "y"], "nearest: sasrec"),
         (["recommend", "no-such-bundle", "--history", "a"], "no-such-bundle"),
         (["floors", "--data", "/nowhere"], "/nowhere"),
-        (["train", "popularity", "--data", "x", "--out", "y"], "zoo floors"),
+        (["train", "popularity", "--data", "/nowhere", "--out", "y"], "/nowhere"),
+        (["pretrain", "popularity", "--data", "x", "--out", "y"], "no pretraining stage"),
     ],
 )
 def test_mistakes_are_one_clear_message(argv, told, capsys):

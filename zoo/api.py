@@ -11,8 +11,7 @@ from jax.sharding import Mesh
 from checkpoints.store import params_sha256
 from pipelines import loader as loaders
 from pipelines.schema import Dataset
-from pipelines.words import words
-from zoo import evaluation
+from zoo import counted, evaluation
 from zoo.data import (
     Data,
     DataOptions,
@@ -26,7 +25,6 @@ from zoo.data import (
 from zoo.encoders.small import Encoding
 from zoo.fitting import Fitted
 from zoo.fitting import fit as fit_split
-from zoo.floor_table import floor_table
 from zoo.models import Entry, build, entry, fields, reads
 from zoo.recommender import Recommender
 from zoo.result import Result
@@ -70,6 +68,7 @@ def fit(
     **chosen: Any,
 ) -> tuple[Fitted, Data]:
     """Train a model of the register on data; with `out`, resumable, and a bundle at OUT/bundle.
+    A floor is counted; fields that are not given are chosen on validation.
 
     graft: a pretrained run or bundle; its parameters take the place of fresh ones (graft.py).
     vectors: a run whose user and item vectors the model reads, frozen. adapt: how the graft is
@@ -78,9 +77,13 @@ def fit(
     Returns the fitted model and the data as the model saw it (content features included).
     """
     known = entry(model)
-    if known.family == "floor":
-        raise ValueError(f"{model} counts instead of training: see `zoo floors`.")
     data = data if isinstance(data, Data) else load_data(data)
+    if known.family == "floor":
+        _check_floor(model, (settings, graft, vectors, adapt, encoding))
+        fitted, chosen = counted.count(model, data, chosen)
+        if out is not None:
+            save(Path(out) / "bundle", model, chosen, fitted, data)
+        return fitted, data
     ordered = known.family in ("sequential", "generative") and known.targets != "rest"
     if ordered and not data.split.ordered:
         log.warning("%s splits sets: their file order is taken for time", data.split.protocol)
@@ -103,6 +106,14 @@ def fit(
         more = {"adapt": adapt, "encoding": encoding}
         save(Path(out) / "bundle", model, chosen, fitted, data, **more)
     return fitted, data
+
+
+def _check_floor(model: str, of_training: tuple) -> None:
+    if any(x is not None for x in of_training):
+        raise ValueError(
+            f"{model} counts instead of training: it takes no settings, graft, vectors, adapt or "
+            "encoding, only its own fields; without those they are chosen on validation."
+        )
 
 
 def _check_encoding(
@@ -188,14 +199,4 @@ def floors(
     data: Data | str | Path, names: Sequence[str] | None = None, mask: bool = True
 ) -> dict[str, Any]:
     """The floors on this data: exact counts, open parameters chosen on validation."""
-    data = data if isinstance(data, Data) else load_data(data)
-    dataset = data.dataset
-    return floor_table(
-        data.split,
-        dataset.n_items,
-        words=words(dataset),
-        features=dataset.features,
-        present=dataset.present,
-        floors=names,
-        mask=mask,
-    )
+    return counted.floors(data if isinstance(data, Data) else load_data(data), names, mask)

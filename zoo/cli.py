@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from zoo.arguments import DataArgs, parse, train_args
-from zoo.console import Bar, rounded, tell
+from zoo.console import SHOWN, Bar, rounded, show, tell
 
 COMMANDS = {
     "quickstart": "make a small world, train on it, compare, save, load back, recommend",
     "train": "train MODEL --data DIR --out RUN: fit a model; the same command resumes it",
     "pretrain": "pretrain MODEL | OBJECTIVE --data DIR --out RUN: a model's stage, or encoders",
+    "fuse": "fuse RUN_OR_BUNDLE --data DIR --out DIR: with a counting floor as its prior",
     "evaluate": "evaluate RUN_OR_BUNDLE --data DIR: full-ranking metrics and strata",
     "recommend": "recommend RUN_OR_BUNDLE --history A,B,C --k 10",
     "floors": "floors --data DIR: popularity, counting and EASE on the same protocol",
@@ -68,7 +69,7 @@ def _positional(argv: list[str], what: str, command: str) -> str:
 def _train(argv: list[str]) -> int:
     from zoo.models import MODELS
 
-    return _fit(argv, "train", [name for name, e in MODELS.items() if e.family != "floor"])
+    return _fit(argv, "train", list(MODELS))
 
 
 def _pretrain(argv: list[str]) -> int:
@@ -91,8 +92,10 @@ def _fit(argv: list[str], command: str, names: list[str], **preset: Any) -> int:
         print("models: " + ", ".join(names))
         print(f"zoo {command} MODEL --help shows a model's options.")
         return 0
-    if entry(name).family == "floor":
-        raise ValueError(f"{name} counts instead of training: zoo floors --data DIR.")
+    if entry(name).family == "floor" and command == "train":
+        from zoo.cli_floors import count_command
+
+        return count_command(name, argv[1:])
     if name not in names:
         raise ValueError(f"{name} has no pretraining stage; these have: {', '.join(names)}.")
     args = _parse(train_args(name, **preset), argv[1:], f"{command} {name}")
@@ -133,7 +136,8 @@ def _evaluate(argv: list[str]) -> int:
         """Rank the items of the history too."""
         batch: int = 512
         prior: str | None = None
-        """A floor as the model's prior (sr-graph+text, ...; auto: the best the data allow)."""
+        """A floor as the model's prior, or auto (what follows or goes with what, spread over text),
+        or best: of all floors on validation."""
 
     args = _parse(EvaluateArgs, argv[1:], "evaluate RUN_OR_BUNDLE")
     from zoo import api
@@ -143,30 +147,33 @@ def _evaluate(argv: list[str]) -> int:
     model, prior = bundle, {}
     options = {"mask": not args.no_mask, "batch": args.batch}
     if args.prior:
-        from zoo.prior import with_prior
+        from zoo.prior import prior_of, reading
 
-        bundle.check_same_items(data.dataset)
-        known = {"catalogue": bundle.catalogue, "max_len": bundle.max_len}
-        floor = None if args.prior == "auto" else args.prior
-        both = with_prior((bundle.recommender, bundle.params), data, floor=floor, **known)
-        model, options = (both.recommender, both.params), options | known
+        both = prior_of(bundle, data, None if args.prior == "auto" else args.prior)
+        model = (both.recommender, both.params)
+        options |= {"catalogue": bundle.catalogue, "max_len": reading(bundle, data)}
         prior = {"prior": {k: getattr(both, k) for k in ("floor", "chosen", "how", "weight")}}
     result = api.evaluate(model, data, args.split, **options)
-    return tell(
-        {
-            "model": bundle.config["model"],
-            **prior,
-            "split": args.split,
-            "protocol": data.split.protocol,
-            "split_hash": data.split.hash,
-            "same_split_as_training": data.split.hash == bundle.split["hash"],
-            "mask": "none" if args.no_mask else "history",
-            "events": result.n_events,
-            "metrics": rounded(result.metrics),
-            "strata": {name: rounded(row) for name, row in result.strata.items()},
-        },
-        args.json,
-    )
+    told = {
+        "model": bundle.config["model"],
+        **prior,
+        "split": args.split,
+        "protocol": data.split.protocol,
+        "split_hash": data.split.hash,
+        "same_split_as_training": data.split.hash == bundle.split["hash"],
+        "mask": "none" if args.no_mask else "history",
+        "events": result.n_events,
+    }
+    strata = {name: rounded(row) for name, row in result.strata.items()}
+    if args.json:
+        return tell({**told, "metrics": rounded(result.metrics), "strata": strata}, True)
+    tell(told, False)
+    whole = {"all": {"events": result.n_events, **result.metrics}}
+    rows = [
+        [name, row["events"], *(row.get(m, "–") for m in SHOWN)]
+        for name, row in (whole | strata).items()
+    ]
+    return show(("events of", "how many", *SHOWN), rows)
 
 
 def _recommend(argv: list[str]) -> int:
@@ -195,21 +202,17 @@ def _recommend(argv: list[str]) -> int:
     return tell({"history": history, "recommendations": told}, True)
 
 
+def _fuse(argv: list[str]) -> int:
+    name = _positional(argv, "RUN_OR_BUNDLE", "fuse")
+    from zoo.cli_floors import fuse_command
+
+    return fuse_command(name, argv[1:])
+
+
 def _floors(argv: list[str]) -> int:
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class FloorsArgs(DataArgs):
-        only: tuple[str, ...] = ()
-        """A subset of the floors, by name."""
-        no_mask: bool = False
+    from zoo.cli_floors import floors_command
 
-    args = _parse(FloorsArgs, argv, "floors")
-    from zoo import api
-
-    data = api.load_data(args.data, args.options())
-    table = api.floors(data, args.only or None, mask=not args.no_mask)
-    result = {"data": data.dataset.name, "protocol": data.split.protocol}
-    result |= {"split_hash": data.split.hash, "floors": table}
-    return tell(result, args.json)
+    return floors_command(argv)
 
 
 def _embed(argv: list[str]) -> int:

@@ -1,7 +1,10 @@
 """What the shell shows: a progress bar on standard error, one result on standard output."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
+
+SHOWN = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")  # of the metrics, where a table is short
 
 
 class Bar:
@@ -48,4 +51,20 @@ def tell(result: dict[str, Any], as_json: bool) -> int:
     from rich.pretty import Pretty
 
     Console().print(Pretty(result, expand_all=True))
+    return 0
+
+
+def show(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
+    """A table on standard output: the first column as words, numbers to the right."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column(heads[0], no_wrap=True)
+    for head in heads[1:]:
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(f"{x:.4f}" if isinstance(x, float) else str(x) for x in row))
+    Console().print(table)
     return 0

@@ -1,17 +1,20 @@
 """A counting floor as the prior of any trained model; validation says how much of it."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from checkpoints.bundle import save_bundle
 from pipelines.schema import Events
 from pipelines.words import words
 from zoo import api
+from zoo.counted import best_floor, counted, longest
 from zoo.models.fusion import fuse
 from zoo.recommender import Recommender
+from zoo.saving import card
+from zoo.serve import Pretrained
 
 GRID = tuple((how, w) for how in ("mixture", "product") for w in (0.5, 1.0, 2.0, 4.0))
 
@@ -47,10 +50,8 @@ def with_prior(
     """
     recommender, params = model
     floor = floor or default_floor(data)
-    chosen = api.floors(data, [floor])[floor]["chosen"] if chosen is None else chosen
-    counts = api.build(floor, **{k: _tuples(v) for k, v in chosen.items()})
-    counted = counts.init(jax.random.key(0), data.counted(data.catalogue()), None)
-    both = {"a": params, "b": jax.tree.map(jnp.asarray, counted)}
+    counts, table, chosen = counted(floor, data, chosen)
+    both = {"a": params, "b": table}
     few = replace(data, split=replace(data.split, valid=some(data.split.valid, events)))
     seen = {}
     for how, weight in grid:
@@ -63,6 +64,52 @@ def with_prior(
     return WithPrior(joined, both, floor, chosen, how, weight, told)
 
 
+def prior_of(bundle: Pretrained, data: api.Data, floor: str | None = None) -> WithPrior:
+    """`with_prior` of a bundle; floor: a name, None for the usual one, or "best": on validation.
+
+    Raises ValueError for data of another split: the floor would count what the model is tested on.
+    """
+    bundle.check_same_items(data.dataset)
+    if data.split.hash != bundle.split["hash"]:
+        raise ValueError(
+            f"the bundle learned from the split {bundle.split['hash'][:12]}, this is "
+            f"{data.split.hash[:12]}: its prior has to count the same one. Use the options of data "
+            "and split that it was trained with."
+        )
+    floor = best_floor(data) if floor == "best" else floor
+    known = {"catalogue": bundle.catalogue, "max_len": reading(bundle, data)}
+    return with_prior((bundle.recommender, bundle.params), data, floor=floor, **known)
+
+
+def reading(bundle: Pretrained, data: api.Data) -> int:
+    """Events of a history that the bundle reads with a prior: a model without positions reads
+    whatever the floor does."""
+    return bundle.max_len if "max_len" in bundle.config["fields"] else longest(data)
+
+
+def save_with_prior(
+    folder: str | Path, bundle: Pretrained, data: api.Data, both: WithPrior
+) -> Path:
+    """The bundle again, with its prior inside; serves by itself."""
+    told = {"floor": both.floor, "fields": both.chosen, "how": both.how, "weight": both.weight}
+    config = bundle.config | {"prior": told, "max_len": reading(bundle, data)}
+    known, model = (both.recommender, both.params), bundle.config["model"]
+    kept = {"catalogue": bundle.catalogue, "max_len": config["max_len"]}
+    scores = {"valid": api.evaluate(known, data, "valid", **kept).metrics}
+    return save_bundle(
+        folder,
+        config=config,
+        params=both.params,
+        item_ids=bundle.bundle.item_ids,
+        item_columns=bundle.bundle.item_columns,
+        features=bundle.bundle.catalogue,
+        feature_manifest=bundle.bundle.features,
+        split=bundle.split,
+        evaluation=scores,
+        card=card(model, config, bundle.split, scores),
+    )
+
+
 def default_floor(data: api.Data) -> str:
     """The best counting floor that the data allow."""
     graph = "sr-graph" if data.split.ordered else "cf-graph"
@@ -73,7 +120,3 @@ def some(events: Events, n: int, seed: int = 1) -> Events:
     """n events, drawn as evaluation.md draws them for the floors' grid."""
     rows = np.random.default_rng(seed).permutation(len(events))[:n]
     return Events(events.users[rows], events.history.take(rows), events.positives.take(rows))
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -47,6 +47,7 @@ def save(
         "model": model,
         "fields": {k: chosen.get(k, default) for k, (_, default) in known.items()},
         "steps": fitted.steps,
+        "max_len": fitted.max_len,
         **({"adapt": adapt} if adapt else {}),
         **(_encoded(encoding, data) if encoding else {}),
     }
@@ -78,6 +79,13 @@ def save(
     )
 
 
+def _prior(config: dict[str, Any]) -> list[str]:
+    if "prior" not in config:
+        return []
+    told = config["prior"]
+    return [f"Prior: {told['floor']}, {told['how']}, weight {told['weight']}."]
+
+
 def _encoded(encoding: Encoding, data: Data) -> dict[str, Any]:
     return {"encoding": asdict(encoding), "word_ids_sha256": word_ids_sha256(data.raw)}
 
@@ -99,7 +107,8 @@ def card(model: str, config: dict, split: dict, results: dict) -> str:
     """The bundle's README: what it is, what it learned from, what it reached."""
     lines = [f"# {model}", "", entry(model).summary + f" ({entry(model).paper}).", ""]
     lines += [f"Data: {split['data']}, split {split['name']} ({split['protocol']}),"]
-    lines += [f"split hash `{split['hash']}`; trained for {config['steps']} steps.", ""]
+    how = f"trained for {config['steps']} steps" if config["steps"] else "counted, not trained"
+    lines += [f"split hash `{split['hash']}`; {how}.", *_prior(config), ""]
     lines += ["| split | metric | value |", "|---|---|---|"]
     for name, metrics in results.items():
         lines += [f"| {name} | {k} | {v:.4f} |" for k, v in metrics.items() if "@" in k]

@@ -17,7 +17,9 @@ from pipelines.loader import requests
 from pipelines.schema import DataError, Dataset, Ragged, Split
 from zoo.end_to_end import end_to_end
 from zoo.models import build
+from zoo.models.fusion import fuse
 from zoo.recipes import adapted_by
+from zoo.recommender import Recommender
 from zoo.scorer import best
 
 
@@ -38,13 +40,14 @@ class Pretrained:
         plain = build(self.config["model"], **_fields(self.config["fields"]))
         if "encoding" in self.config:  # the catalogue has what the encoders made of every item
             plain = end_to_end(plain, {})
-        self.recommender = adapted_by(plain, self.config.get("adapt"))
+        plain = adapted_by(plain, self.config.get("adapt"))
+        self.recommender = _with_prior(plain, self.config.get("prior"))
         self.params = jax.tree.map(jnp.asarray, bundle.params)
         catalogue = self.recommender.prepare({**bundle.catalogue, **_codes(bundle)}, 1)
         self.catalogue = jax.tree.map(jnp.asarray, catalogue)
         self.item_ids = [str(x) for x in bundle.item_ids]
         self.titles = [str(x) for x in bundle.item_columns.get("title", [""] * len(self.item_ids))]
-        self.max_len = int(self.config["fields"].get("max_len", 50))
+        self.max_len = int(self.config["fields"].get("max_len", self.config.get("max_len", 50)))
 
     @cached_property
     def index(self) -> Any:
@@ -242,6 +245,14 @@ def _timed(histories: Ragged, times: Sequence[Sequence[float]] | None) -> Ragged
     if any(np.any(np.diff(given[row]) < 0) for row in range(len(given))):
         raise DataError("times go back; expected the history oldest first.")
     return replace(histories, times=given.values)
+
+
+def _with_prior(recommender: Recommender, prior: dict[str, Any] | None) -> Recommender:
+    """The recommender with the floor that the bundle fuses with it (prior.py)."""
+    if prior is None:
+        return recommender
+    floor = build(prior["floor"], **_fields(prior["fields"]))
+    return fuse(recommender, floor, prior["weight"], prior["how"])
 
 
 def _fields(fields: dict[str, Any]) -> dict[str, Any]:

@@ -13,17 +13,10 @@ from zoo.adapt import merged
 from zoo.data import Data
 from zoo.embed import space_differences
 from zoo.encoders.own import word_ids_sha256
-from zoo.encoders.small import Encoding
+from zoo.encoders.small import SIZES, Encoding
 from zoo.serve import Pretrained, bundle_of
 
-# What makes two encoders alike: of all, and of a modality.
-MAKE = ("kind", "width", "layers", "heads", "scan")
-OF_MODALITY = {
-    "image": ("patch", "pixels"),
-    "text": ("tokens",),
-    "audio": ("patch", "frames", "bands"),
-    "video": ("patch", "pixels", "shots"),
-}
+MAKE = ("kind", "width", "layers", "heads", "scan")  # what makes two encoders alike, and SIZES
 log = logging.getLogger("zoo")
 
 
@@ -48,6 +41,10 @@ def pretrained_for(
             return _encoders_of(found, data, encoding)
         graft = Pretrained(found)
     bundle = graft
+    if "prior" in bundle.config:
+        raise ValueError(
+            "the graft has a floor of its data as its prior: take the run that it was made of."
+        )
     theirs, known = bundle.config["model"], set(bundle.catalogue.get("features", {}))
     if theirs != model:
         raise ValueError(f"the graft was pretrained as {theirs}; this model is {model}.")
@@ -130,7 +127,7 @@ def _check_make(bundle: Bundle, data: Data, encoding: Encoding) -> None:
     """Raise ValueError where the bundle's encoders are of other sizes, or read other word ids."""
     theirs, mine = asdict(Encoding(**bundle.config["encoding"])), asdict(encoding)
     both = [m for m in theirs["modalities"] if m in mine["modalities"]]
-    names = [*MAKE, *(k for m in both for k in OF_MODALITY.get(m, ()))]
+    names = [*MAKE, *(k for m in both for k in SIZES.get(m, ()))]
     other = {k: (theirs[k], mine[k]) for k in names if theirs[k] != mine[k]}
     if other:
         told = "; ".join(f"{k} {a} there, {b} here" for k, (a, b) in other.items())

@@ -147,10 +147,15 @@ def _graph(matrix: Matrix, keep: int, depth: int | None = None, decay: float = 0
 
     def encode(params, index, batch):
         items, weights = _newest(batch, depth, decay)
-        ids = jnp.take(index["neighbours"], items, axis=0)  # b k keep
-        values = jnp.take(index["weights"], items, axis=0) * weights[..., None]
-        rows = jnp.arange(len(items))[:, None, None]
-        scores = jnp.zeros((len(items), len(index["valid"]))).at[rows, ids].add(values)
+        rows = jnp.arange(len(items))[:, None]
+
+        def add(k: int, scores: Array) -> Array:
+            ids = jnp.take(index["neighbours"], items[:, k], axis=0)  # b keep
+            values = jnp.take(index["weights"], items[:, k], axis=0) * weights[:, k, None]
+            return scores.at[rows, ids].add(values)
+
+        scores = jnp.zeros((len(items), len(index["valid"])))
+        scores = jax.lax.fori_loop(0, items.shape[1], add, scores)
         return scores + _prior(index, ordered=depth is not None)
 
     return _recommender(init, encode)

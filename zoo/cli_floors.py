@@ -1,0 +1,81 @@
+"""The shell's commands about floors: floors, train FLOOR, and fuse."""
+
+import dataclasses
+from pathlib import Path
+
+from zoo.arguments import DataArgs, parse
+from zoo.console import SHOWN, rounded, show, tell
+
+
+def floors_command(argv: list[str]) -> int:
+    """zoo floors."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class FloorsArgs(DataArgs):
+        only: tuple[str, ...] = ()
+        """A subset of the floors, by name."""
+        no_mask: bool = False
+        """Rank the items of the history too."""
+
+    args = parse(FloorsArgs, argv, "floors", "popularity, counting and EASE on the same protocol")
+    from zoo import api
+
+    data = api.load_data(args.data, args.options())
+    table = api.floors(data, args.only or None, mask=not args.no_mask)
+    result = {"data": data.dataset.name, "protocol": data.split.protocol}
+    result |= {"split_hash": data.split.hash}
+    if args.json:
+        return tell({**result, "floors": table}, True)
+    missing = table.pop("missing", {})
+    tell(result | ({"missing": missing} if missing else {}), False)
+    by = "ndcg@10" if data.split.ordered else "recall@20"
+    best = sorted(table.items(), key=lambda one: -one[1]["validation"][by])
+    rows = [[k, row["validation"][by], *(row["metrics"][m] for m in SHOWN)] for k, row in best]
+    return show(("floor", f"valid {by}", *SHOWN), rows)
+
+
+def count_command(name: str, argv: list[str]) -> int:
+    """zoo train FLOOR."""
+    from zoo.models import entry, fields
+
+    own = [(k, kind | None, None) for k, (kind, _) in fields(name).items()]
+    model_args = dataclasses.make_dataclass("ModelArgs", own, frozen=True)
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class CountArgs(DataArgs):
+        out: Path
+        model: model_args = model_args()
+        """Without any of these they are chosen on validation."""
+
+    args = parse(CountArgs, argv, f"train {name}", entry(name).summary)
+    from zoo import api
+
+    data = api.load_data(args.data, args.options())
+    chosen = {k: v for k, v in vars(args.model).items() if v is not None}
+    fitted, data = api.fit(name, data, args.out, **chosen)
+    best = rounded(fitted.best if args.json else {k: fitted.best[k] for k in SHOWN})
+    result = {"model": name, "bundle": str(args.out / "bundle"), "best": best}
+    result |= {"seconds": round(fitted.seconds, 3), "split_hash": data.split.hash}
+    return tell(result, args.json)
+
+
+def fuse_command(name: str, argv: list[str]) -> int:
+    """zoo fuse."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class FuseArgs(DataArgs):
+        out: Path
+        floor: str = "auto"
+        """The floor; auto: what follows or goes with what, spread over text; best: of all floors
+        on validation."""
+
+    args = parse(FuseArgs, argv, "fuse RUN_OR_BUNDLE", "a model with a floor as its prior")
+    from zoo import api
+    from zoo.prior import prior_of, save_with_prior
+
+    bundle = api.from_pretrained(name)
+    data = api.load_data(args.data, args.options(bundle.data_options()))
+    both = prior_of(bundle, data, None if args.floor == "auto" else args.floor)
+    folder = save_with_prior(args.out / "bundle", bundle, data, both)
+    told = {k: getattr(both, k) for k in ("floor", "chosen", "how", "weight", "grid")}
+    return tell({"bundle": str(folder), **told}, args.json)
