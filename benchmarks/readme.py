@@ -1,6 +1,6 @@
-"""Write the README's generated blocks: the tree, the models, the tables from benchmarks/results.
+"""Write the generated blocks: the tree and the models, short tables, and every table.
 
-python benchmarks/readme.py          rewrite README.md
+python benchmarks/readme.py          rewrite README.md and benchmarks/results/README.md
 python benchmarks/readme.py --check  exit 1 when a block is not what it should be
 """
 
@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 from kept import RESULTS, best_floor, load, rows_of_floors, spread, stratum
+from readme_best import best
 from readme_content import CONTENT_BLOCKS
-from readme_graph import GRAPH_BLOCKS
+from readme_graph import GRAPH_BLOCKS, graph_ratios
 
 ROOT = Path(__file__).parent.parent
 SHOWN = ("pipelines", "zoo", "checkpoints")
@@ -208,38 +209,63 @@ def _ratio(row: dict) -> str:
     return f"{row['cpu_ms']['over_zoo']:.2f} ({low:.2f} to {high:.2f})"
 
 
-BLOCKS = {
-    "codes": codes,
-    "speed": speed,
-    "tree": tree,
-    "models": models,
-    "reached": reached,
-    "fusion": fusion,
-    **CONTENT_BLOCKS,
-    **GRAPH_BLOCKS,
-    "floors": floors,
+def fast() -> str:
+    """The ratios of training and serving, one line each."""
+    lines = ["| what | beside | the other's time over the zoo's (range) |", "|---|---|---|"]
+    for model, name in BESIDE.items():
+        told = load(name)
+        for row in told["summary"] if told else ():
+            x, (low, high) = row["examples_per_s"], row["examples_per_s"]["range"]
+            ratio = f"{x['ratio']:.1f} ({low:.1f} to {high:.1f})"
+            lines.append(f"| {model}, training | {row['competitor']} | {ratio} |")
+    lines += [f"| {what} | {other} | {ratio} |" for what, other, ratio in graph_ratios()]
+    rows = (load("decode") or {}).items()
+    for name, told in rows:
+        if name.startswith("beside_") and "--untuned" not in told["command"]:
+            ratio = _ratio(told["summary"]["hf prefix"])
+            lines.append(f"| beam search among existing items | Hugging Face generate | {ratio} |")
+    for told in (load("quantize") or {}).values():
+        ratio = _ratio(told["sample"]["summary"]["sklearn"])
+        lines.append(f"| residual k-means | scikit-learn | {ratio} |")
+    how = "Each competitor at its best settings, side by side on the same cores; how, and more: "
+    return "\n".join([*lines, "", how + "[every table](benchmarks/results/README.md#how-fast)."])
+
+
+PAGES: dict[str, dict] = {
+    "README.md": {"tree": tree, "models": models, "best": best, "fast": fast},
+    "benchmarks/results/README.md": {
+        "codes": codes,
+        "speed": speed,
+        "reached": reached,
+        "fusion": fusion,
+        **CONTENT_BLOCKS,
+        **GRAPH_BLOCKS,
+        "floors": floors,
+    },
 }
 
 
-def written(text: str) -> str:
-    """README text with every block made anew."""
-    for name, make in BLOCKS.items():
+def written(page: str, text: str) -> str:
+    """A page's text with every block made anew."""
+    for name, make in PAGES[page].items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         if not re.search(pattern, text, re.S):
-            raise SystemExit(f"README.md has no block '{name}': <!-- {name} --> ... <!-- end -->")
+            raise SystemExit(f"{page} has no block '{name}': <!-- {name} --> ... <!-- end -->")
         body = make()
         text = re.sub(pattern, lambda m, body=body: f"{m[1]}{body}\n{m[2]}", text, flags=re.S)
     return text
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    old = path.read_text()
-    new = written(old)
-    if "--check" in sys.argv:
-        return int(new != old)
-    path.write_text(new)
-    return 0
+    changed = 0
+    for page in PAGES:
+        path = ROOT / page
+        old = path.read_text()
+        new = written(page, old)
+        changed |= new != old
+        if "--check" not in sys.argv:
+            path.write_text(new)
+    return int(changed and "--check" in sys.argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The README's tables of models that encode raw content: end to end, adapted, and what it costs."""
+"""The tables of models that encode raw content: end to end, adapted, and what it costs."""
 
 from statistics import mean, pstdev
 

@@ -1,4 +1,4 @@
-"""The README's tables of the graph family."""
+"""The tables of the graph family."""
 
 import json
 
@@ -158,9 +158,18 @@ def graph_speed() -> str:
         f"{big['training_step_cpu_s']:.0f} s of processor time, "
         f"{big['training_step_s_peak_mib'] / 1024:.1f} GiB at the peak. `{big['command']}`, "
         "`python benchmarks/graph.py beside`; a plot of cost against edges is "
-        "[here](benchmarks/results/graph.png).",
+        "[here](graph.png).",
     ]
     return "\n".join(lines)
+
+
+def graph_ratios() -> list[tuple[str, str, str]]:
+    """(what, beside, ratio) of each training step, beside PyTorch's own gradient."""
+    rows = (x["summary"] for name, x in (load("graph") or {}).items() if name.endswith("cores"))
+    return [
+        (f"{row['model']} step, {row['size']} size", "torch", _over(row["ms_per_step"], "torch"))
+        for row in rows
+    ]
 
 
 RATES = ("ms_per_step", "peak_mib")

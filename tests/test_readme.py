@@ -1,4 +1,4 @@
-"""The README is true of this commit: its generated blocks, its commands, its links."""
+"""README and tables are true of this commit: generated blocks, commands, links."""
 
 import re
 import sys
@@ -15,9 +15,11 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 
 def test_generated_blocks_are_what_the_code_says():
-    from readme import written
+    from readme import PAGES, written
 
-    assert written(README) == README, "run: python benchmarks/readme.py"
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        assert written(page, text) == text, f"{page}: run python benchmarks/readme.py"
 
 
 def test_the_two_commands_stand_at_the_top():
@@ -29,8 +31,9 @@ def test_the_two_commands_stand_at_the_top():
 def test_commands_and_links_exist():
     for command in re.findall(r"^zoo (\w+)", README, re.M):
         assert command in COMMANDS, command
-    for link in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / link).exists(), link
+    for page in ("README.md", "benchmarks/results/README.md"):
+        for link in re.findall(r"\]\(([^)#:]+)[^):]*\)", (ROOT / page).read_text()):
+            assert ((ROOT / page).parent / link).exists(), (page, link)
 
 
 def test_lists_are_complete():

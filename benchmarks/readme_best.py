@@ -1,0 +1,78 @@
+"""The README's first table: on each split, the best floor and the best run of every model."""
+
+import json
+from statistics import mean
+
+from kept import RESULTS, best_floor, load
+
+NAMES = {"tiktok": "tiktok (image, audio)", "ml-latest-small": "ml-latest-small (posters, words)"}
+METRICS = {"leave-one-out": "ndcg@10", "global-time": "ndcg@10", "labels": "recall@20"}
+ORDER = ("amazon-beauty", "amazon-sports", "ml-latest-small", "tiktok", "ml-100k", "amazon-graph")
+
+
+def best() -> str:
+    """One row a split: what must be beaten, and what each model reaches, the best first."""
+    lines = [
+        "| data | split | metric | best floor | the models, best first |",
+        "|---|---|---|---|---|",
+    ]
+    runs = _runs()
+    order = lambda split: (ORDER.index(runs[split][0]["experiment"]["data"]), split)  # noqa: E731
+    lines += [_line(split, runs[split]) for split in sorted(runs, key=order)]
+    how = (
+        "Of several runs of a model the one that is best on validation; its mean over seeds, "
+        "(n): how many. **Bold**: above the floor. Protocols, spreads, hardware, commands and "
+        "commits: [every table](benchmarks/results/README.md)."
+    )
+    return "\n".join([*lines, "", how])
+
+
+def _runs() -> dict[str, list[dict]]:
+    """Split hash -> the finished experiments on it."""
+    found: dict[str, list[dict]] = {}
+    for path in [
+        *RESULTS.glob("*.json"),
+        *RESULTS.glob("graph/*.json"),
+        *RESULTS.glob("content/*.json"),
+    ]:
+        told = json.loads(path.read_text())
+        if "experiment" in told:
+            found.setdefault(told["split_hash"], []).append(told)
+    return found
+
+
+def _line(split: str, runs: list[dict]) -> str:
+    experiment = runs[0]["experiment"]
+    kind = next(r["split"] for r in load("floors")["rows"] if r["split_hash"] == split)
+    metric, chosen = METRICS[kind], {}
+    for told in runs:
+        model = told["experiment"]["model"]
+        on_valid = mean(row["valid"][metric] for row in told["rows"])
+        if told["experiment"].get("content") is None and on_valid > chosen.get(model, (0,))[0]:
+            chosen[model] = (
+                on_valid,
+                mean(r["test"][metric] for r in told["rows"]),
+                len(told["rows"]),
+            )
+    reached = {model: (value, seeds) for model, (_, value, seeds) in chosen.items()}
+    name, floor = best_floor(split, metric)
+    if joined := _fused(split, metric):
+        reached[f"sasrec with {name} as its prior"] = joined
+    cells = [
+        f"{f'**{model} {value:.4f}**' if value > floor else f'{model} {value:.4f}'} ({seeds})"
+        for model, (value, seeds) in sorted(reached.items(), key=lambda one: -one[1][0])
+    ]
+    data = NAMES.get(experiment["data"], experiment["data"])
+    part = (experiment.get("options") or {}).get("part", "")
+    called = f"{data} {part}".strip()
+    return (
+        f"| {called} | {kind} `{split[:8]}` | {metric} | {name} {floor:.4f} | {', '.join(cells)} |"
+    )
+
+
+def _fused(split: str, metric: str) -> tuple[float, int] | None:
+    told = load("fusion-beauty")
+    if told is None or told["split_hash"] != split:
+        return None
+    rows = [row["test"]["fusion"][metric] for row in told["seeds"].values()]
+    return mean(rows), len(rows)
