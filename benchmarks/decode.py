@@ -262,9 +262,14 @@ class Zoo:
 
     def free(self) -> Callable:
         """Everything but the constraint: a plain top-k over all codes of a level."""
+        import random_codes
+
+        from zoo.decode import search_freely
 
         def work(params, index, batch):
-            return unconstrained(self.step(params, index, batch), self.beam, self.rows)
+            step = self.step(params, index, batch)
+            found = search_freely(step, random_codes.LEVELS, self.beam, self.rows)
+            return found.tokens, found.scores
 
         return compiled(work, self.params, self.index, self.batch)
 
@@ -299,26 +304,6 @@ class Zoo:
             return jax.nn.log_softmax(logits), past
 
         return work
-
-
-def unconstrained(step: Callable, beam: int, batch: int) -> tuple:
-    """Codes int[b,w,c] and scores [b,w] of a beam search over everything that can be spelled."""
-    import jax
-    import jax.numpy as jnp
-    import random_codes
-
-    scores, past, last = jnp.zeros((batch, 1)), None, None
-    tokens = jnp.zeros((batch, 1, 0), jnp.int32)
-    for level in range(random_codes.LEVELS):
-        log_p, past = step(past, last, level)
-        v = log_p.shape[-1]
-        totals = (scores[:, :, None] + log_p).reshape(batch, -1)
-        scores, at = jax.lax.top_k(totals, min(beam, totals.shape[1]))
-        parents, last = at // v, at % v
-        follow = lambda x, at=parents: jax.vmap(lambda y, i: y[i])(x, at)  # noqa: E731
-        past, tokens = jax.tree.map(follow, past), follow(tokens)
-        tokens = jnp.concatenate([tokens, last[:, :, None]], axis=-1)
-    return tokens, scores
 
 
 def compiled(work: Callable, *arguments: object) -> Callable:

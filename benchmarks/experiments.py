@@ -119,19 +119,22 @@ MMGREC = {
     },
 }
 REC_IDS = {"method": "rqvae", "size": 128, "hidden": (64,), "width": 16, "steps": 2000}
+
+
+def by_freedom(**fields) -> dict:
+    """Vectors and ids of a FREEDOM."""
+    fields = {"dropout": 0.8, "reg": 1e-3, **fields}
+    return {"model": "freedom", "fields": fields, "settings": {}, "tokenize": REC_IDS}
+
+
 EXPERIMENTS: dict[str, dict] = {
     **GRAPH,
     **CONTENT_RUNS,
     **TRANSFER,
-    "mmgrec-tiktok": {
-        **MMGREC,
-        "vectors": {
-            "model": "freedom",
-            "fields": {"dropout": 0.8, "reg": 1e-3},
-            "settings": {},
-            "tokenize": REC_IDS,
-        },
-    },
+    "mmgrec-tiktok": {**MMGREC, "vectors": by_freedom()},
+    "mmgrec-image-tiktok": {**MMGREC, "vectors": by_freedom(modalities=("image",))},
+    "mmgrec-audio-tiktok": {**MMGREC, "vectors": by_freedom(modalities=("audio",))},
+    "mmgrec-official-tiktok": {**MMGREC, "model": "mmgrec_official", "vectors": by_freedom()},
     "mmgrec-id-tiktok": {
         **MMGREC,
         "vectors": {"model": "lightgcn", "fields": {}, "settings": {}, "tokenize": REC_IDS},

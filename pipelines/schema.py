@@ -153,6 +153,8 @@ class Split:
 #   cloze  a whole history; targets are the items themselves, for the model to hide and guess
 #   rest   for every item of every history the other items of it, the newest that fit, as a set:
 #          targets [b,s], the left-out items, and ends [b,s], as in `last`
+#   whole  as `rest`, but nothing is left out: the target is one of the items it is asked from, as
+#          some published code has it; for comparison
 SEQUENCE_KEYS = ("items", "targets", "segments", "positions", "users")
 
 # A batch of events or requests (b rows, one history each, left-aligned, all int32 but weight):

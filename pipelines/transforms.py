@@ -4,8 +4,8 @@ import numpy as np
 
 from pipelines.schema import DataError, Ragged, seconds
 
-SCHEMES = ("next", "last", "cloze", "rest")  # schema.py says what each one means
-ONE_TARGET = ("last", "rest")  # one a segment, not one a column
+SCHEMES = ("next", "last", "cloze", "rest", "whole")  # schema.py says what each one means
+ONE_TARGET = ("last", "rest", "whole")  # one a segment, not one a column
 
 
 def windows(histories: Ragged, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -33,18 +33,21 @@ def prefixes(histories: Ragged, length: int) -> tuple[np.ndarray, np.ndarray, np
     return user, histories.offsets[:-1][user] + whole - size, size
 
 
-def others(histories: Ragged, length: int) -> tuple[np.ndarray, ...]:
-    """For every item of every history of two or more, the other items, the `length` newest.
+def others(histories: Ragged, length: int, itself: bool = False) -> tuple[np.ndarray, ...]:
+    """For every item of every history of two or more, the other items (and `itself`), the `length`
+    newest.
 
     Returns (user, start, size, target), int64 [w] each; target: where the item itself stands in
-    histories.values. A segment is the `size` values from start on, counted without the target.
+    histories.values. A segment is the `size` values from start on, counted without the target
+    unless `itself` is asked for.
     """
     n = histories.lengths * (histories.lengths > 1)
     user = np.repeat(np.arange(len(histories)), n)
     first = histories.offsets[:-1][user]
     target = first + np.arange(len(user)) - np.repeat(np.cumsum(n) - n, n)
-    size = np.minimum(n[user] - 1, length)
-    return user, first + n[user] - 1 - size, size, target
+    room = n[user] - (not itself)
+    size = np.minimum(room, length)
+    return user, first + room - size, size, target
 
 
 def best_fit(
@@ -101,9 +104,9 @@ class Packed:
 
     def _segments(self) -> tuple[np.ndarray, ...]:
         """(user, start, size, target), int64 [w]: the target stands behind the segment but in
-        `rest`, where the segment is counted without it."""
-        if self.scheme == "rest":
-            return others(self.histories, self.length)
+        `rest`, where the segment is counted without it, and in `whole`, where it may be inside."""
+        if self.scheme in ("rest", "whole"):
+            return others(self.histories, self.length, self.scheme == "whole")
         room = self.length - (self.scheme == "cloze")
         cut = prefixes if self.scheme == "last" else windows
         user, start, size = cut(self.histories, room)

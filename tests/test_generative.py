@@ -27,7 +27,7 @@ SMALL |= {"max_len": LENGTH, "dropout": 0.0}
 PARALLEL = {"width": 16, "layers": 1, "heads": 2, "max_len": LENGTH, "dropout": 0.0, "size": 8}
 NAMES = [name for name, entry in MODELS.items() if entry.family == "generative"]
 # Each is a compilation of its own, of twenty seconds.
-SLOW = ("tiger_paper", "liger", "mql4grec", "mmgrec")
+SLOW = ("tiger_paper", "liger", "mql4grec", "mmgrec", "mmgrec_official")
 
 
 def _timed(names: list[str]) -> list:
@@ -35,7 +35,7 @@ def _timed(names: list[str]) -> list:
 
 
 by_name = pytest.mark.parametrize("name", _timed(NAMES))
-ORDERED_OTHERWISE = ("rpg", "liger", "mql4grec")
+ORDERED_OTHERWISE = ("rpg", "liger", "mql4grec", "mmgrec_official")
 searching = pytest.mark.parametrize(
     "name", _timed([n for n in NAMES if n not in ORDERED_OTHERWISE])
 )
@@ -286,6 +286,55 @@ def test_a_set_has_no_order_and_a_stranger_is_the_mean_of_it():
     with pytest.raises(ValueError, match="vectors of a trained graph model"):
         bare = {k: v for k, v in catalogue.items() if k != "vectors"}
         recommender.init(jax.random.key(0), bare, pack(world()[1], LENGTH, scheme="rest"))
+
+
+def test_a_free_search_loses_what_it_spells_in_vain():
+    recommender, params, catalogue, _ = made("mmgrec_official", beam=8)
+    index = jax.jit(recommender.index)(params, catalogue)
+    batch = asked()
+    batch["exclude"] = batch["exclude"] * 0
+    listed = jax.jit(recommender.recommend, static_argnums=3)
+    every = jnp.broadcast_to(jnp.arange(64)[None], (6, 64))
+    exact = np.array(jax.jit(recommender.score)(params, index, batch, every))
+    exact[:, ~np.asarray(catalogue["valid"])] = -np.inf
+    items, scores = listed(params, index, batch, 8)
+    assert (np.asarray(items) == 0).any()  # 8^3 words for 40 items
+    kept = np.asarray(items) > 0
+    own = np.take_along_axis(exact, np.asarray(items), 1)
+    np.testing.assert_allclose(np.asarray(scores)[kept], own[kept], atol=1e-4)
+    assert np.isneginf(np.asarray(scores)[~kept]).all()
+    items, scores = listed(params, index, batch, 512)  # every word there is
+    order = np.argsort(-exact, axis=1, kind="stable")[:, : N - 1]
+    np.testing.assert_allclose(
+        np.asarray(scores)[:, : N - 1], np.take_along_axis(exact, order, 1), atol=1e-4
+    )
+    assert (np.asarray(items)[:, N - 1 :] == 0).all()
+    with pytest.raises(ValueError, match="among='all'"):
+        build("mmgrec", shared=True)
+
+
+def drawn(name: str, seed: int) -> dict[str, np.ndarray]:
+    """Histories of six items that nobody chose: the others say nothing of the one left out."""
+    rng = np.random.default_rng(seed)
+    histories = [rng.permutation(N)[:6] + 1 for _ in range(20)]
+    return pack(Ragged.of([[], *histories]), LENGTH, scheme=MODELS[name].targets)
+
+
+@pytest.mark.slow
+def test_the_official_form_learns_to_copy_and_the_sound_one_cannot():
+    chance, reached = np.log(N - 6), {}
+    for name in ("mmgrec", "mmgrec_official"):
+        recommender, _, catalogue, _ = made(name)
+        chain = optimizer(rate=1e-2)
+        state = create(recommender, chain, catalogue, drawn(name, 0), 0)
+        step = jax.jit(make_step(recommender, chain, 0))
+        told = []
+        for seed in range(300):  # never the same histories twice
+            state, metrics = step(state, catalogue, drawn(name, seed))
+            told.append(float(metrics["loss"]))
+        reached[name] = np.mean(told[-20:])
+    assert reached["mmgrec"] > chance - 0.2, "there is nothing to know"
+    assert reached["mmgrec_official"] < chance - 0.4, "it is shown the answer"
 
 
 @pytest.mark.slow

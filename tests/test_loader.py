@@ -70,13 +70,17 @@ def test_every_prefix_is_a_segment_with_one_target():
     assert sorted(found) == expected
 
 
+@pytest.mark.parametrize("scheme", ["rest", "whole"])
 @pytest.mark.parametrize("align", ["left", "right"])
-def test_every_item_is_the_target_of_the_others_once(align):
+def test_every_item_is_the_target_of_the_others_once(align, scheme):
     data = histories(users=150)  # longer than a row, some of no item and of one
     assert {0, 1} <= set(data.lengths[1:]) and data.lengths.max() > 9
-    rows = pack(data, 8, align, scheme="rest")
+    rows = pack(data, 8, align, scheme=scheme)
+    without = (
+        (lambda items, t: np.delete(items, t)) if scheme == "rest" else (lambda items, t: items)
+    )
     expected = sorted(
-        (u, tuple(np.delete(data[u], t)[-8:]), data[u][t])
+        (u, tuple(without(data[u], t)[-8:]), data[u][t])
         for u in range(len(data))
         for t in range(len(data[u]))
         if len(data[u]) > 1

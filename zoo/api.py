@@ -84,7 +84,10 @@ def fit(
         if out is not None:
             save(Path(out) / "bundle", model, chosen, fitted, data)
         return fitted, data
-    ordered = known.family in ("sequential", "generative") and known.targets != "rest"
+    ordered = known.family in ("sequential", "generative") and known.targets not in (
+        "rest",
+        "whole",
+    )
     if ordered and not data.split.ordered:
         log.warning("%s splits sets: their file order is taken for time", data.split.protocol)
     encoding = encoding if encoding and encoding.modalities else None

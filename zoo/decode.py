@@ -56,6 +56,37 @@ def generate(
     return _listed(trie, found, k, allowed, exclude)
 
 
+def generate_freely(
+    step: Step,
+    trie: Trie,
+    k: int,
+    batch: int,
+    beam: int = 10,
+    allowed: Array | None = None,
+    exclude: Array | None = None,
+) -> tuple[Array, Array]:
+    """`generate` without the trie, as much published code decodes: the most likely words, whether
+    an item has them or not. Words of no item, and items that are not allowed, cost their place."""
+    found = search_freely(step, len(trie.sizes), max(beam, k), batch)
+    states = paths(trie, found.tokens)[:, :, -1]
+    return _listed(trie, found._replace(states=states), k, allowed, exclude)
+
+
+def search_freely(step: Step, levels: int, beam: int, batch: int) -> Beams:
+    """The `beam` best words of `levels` codes, all of them alive: states are 0."""
+    scores, past = jnp.zeros((batch, 1)), None
+    tokens = jnp.zeros((batch, 1, 0), jnp.int32)
+    for level in range(levels):
+        log_p, past = step(past, tokens[:, :, -1] if level else None, level)
+        b, w, v = log_p.shape
+        totals = (scores[:, :, None] + log_p.astype(jnp.float32)).reshape(b, w * v)
+        scores, at = lax.top_k(totals, min(beam, w * v))
+        follow = lambda x, at=at // v: _follow(x, at)  # noqa: E731
+        past = jax.tree.map(follow, past)
+        tokens = jnp.concatenate([follow(tokens), (at % v)[:, :, None]], axis=-1)
+    return Beams(jnp.zeros_like(at), scores, tokens)
+
+
 def remaining(trie: Trie, allowed: Array | None = None) -> Array:
     """int32[s]: allowed items below each state; all items where `allowed` bool[n] is None."""
     if allowed is None:

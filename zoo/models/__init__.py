@@ -139,6 +139,18 @@ MODELS: dict[str, Entry] = {
         "spells Rec-IDs from the set of a user's other items",
         "rest",
     ),
+    "mmgrec_official": _entry(
+        "generative",
+        "mmgrec:mmgrec",
+        "arXiv 2404.16555",
+        "as the authors' code has it: the target is in the set, the search is free",
+        "whole",
+        users="graph",
+        among="all",
+        shared=True,
+        held=False,
+        beam=10,
+    ),
     "rpg": _entry(
         "generative",
         "rpg:rpg",

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo import trie as tries
-from zoo.decode import generate
+from zoo.decode import generate, generate_freely
 from zoo.encoders.t5 import KeysValues, T5Stack
 from zoo.layers import init_normal, segment_mask
 from zoo.losses import mean
@@ -30,25 +30,26 @@ class Speller(nn.Module):
     """Histories of codes to states, and states to the log-probabilities of codes.
 
     sizes: codes of each level; a code of level l is row offset_l + code of one table, shared by
-    the history, the decoder's input and, as in T5, its output. by_token: the encoder reads every
-    code, else every item as the sum of its codes. Rows start with sd 0.02: at T5's own sd of 1 a
-    step of 1e-3 hardly moves them.
+    the history, the decoder's input and, as in T5, its output; `shared`: code c is row c at every
+    level. by_token: the encoder reads every code, else every item as the sum of its codes. Rows
+    start with sd 0.02: at T5's own sd of 1 a step of 1e-3 hardly moves them.
     """
 
     sizes: tuple[int, ...]
     encoder: T5Stack
     decoder: T5Stack
     by_token: bool = False
+    shared: bool = False
 
     def setup(self):
-        d = self.decoder.width
-        self.codes = self.param("codes", init_normal, (sum(self.sizes), d))
+        d, rows = self.decoder.width, max(self.sizes) if self.shared else sum(self.sizes)
+        self.codes = self.param("codes", init_normal, (rows, d))
         self.start = self.param("start", init_normal, (d,))
 
     @property
     def offsets(self) -> list[int]:
         """The row of each level's first code."""
-        return [sum(self.sizes[:i]) for i in range(len(self.sizes))]
+        return [0 if self.shared else sum(self.sizes[:i]) for i in range(len(self.sizes))]
 
     def __call__(self, history: tuple, mask: Array, targets: Array) -> Array:
         """Everything once, for init: histories and as many targets int[b,l,c] to [b,l]."""
@@ -119,7 +120,8 @@ class Speller(nn.Module):
 
     def _log_p(self, h: Array, level: int, exists: Array | None = None) -> Array:
         first = self.offsets[level]
-        rows = self.codes[first : first + self.sizes[level]]
+        size = len(self.codes) if self.shared else self.sizes[level]
+        rows = self.codes[first : first + size]
         logits = jnp.einsum("bwd,vd->bwv", h, rows).astype(jnp.float32)
         return jax.nn.log_softmax(logits if exists is None else jnp.where(exists, logits, -1e9))
 
@@ -149,6 +151,7 @@ def generative(
     keep: tuple[str, ...] = (),
     side: Side | None = None,
     among: str = "existing",
+    held: bool = True,
 ) -> Recommender:
     """speller(sizes) makes the module; causal: whether a place of a row hides what came later.
 
@@ -156,6 +159,7 @@ def generative(
     batch): what the module reads of a batch; keep: what of the catalogue that needs when serving.
     among: what probabilities sum to one over, in training and search alike: the codes that are
     `existing` behind a prefix, so that the decoder need not learn the catalogue by heart, or `all`.
+    held: whether the search is held to the codes that exist; without, lists have gaps.
     """
     if among not in ("existing", "all"):
         raise ValueError(f"among is '{among}'; expected 'existing' or 'all'.")
@@ -223,8 +227,11 @@ def generative(
         step = partial(apply, params, index, "step", query["memory"], query["seen"])
         rows, exclude = len(batch["query"]), batch.get("exclude")
         room = max(beam, k) if side else k  # what is ranked anew must not depend on k
-        held = (index["trie"], room, rows, beam, index["valid"], exclude)
-        found = generate(step, *held, renormalise=among == "existing")
+        asked = (index["trie"], room, rows, beam, index["valid"], exclude)
+        if held:
+            found = generate(step, *asked, renormalise=among == "existing")
+        else:
+            found = generate_freely(step, *asked)
         return side.rank(index, query, found[0], k, exclude) if side else found
 
     def score(params, index, batch, candidates):
