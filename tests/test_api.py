@@ -151,6 +151,20 @@ def test_a_floor_takes_its_own_fields_and_no_settings():
         zoo.fit("popularity", data(), settings=SETTINGS)
 
 
+def test_codes_are_read_from_the_data_or_refused(tmp_path):
+    coded = zoo.load_data(data().dataset, zoo.DataOptions(codes="random"))
+    small = {"stage": "scratch", "item_input": "codes", "width": 8, "layers": 1, "max_len": 16}
+    few = zoo.Settings(steps=2, batch=8, evaluate_every=2)
+    fitted, seen = zoo.fit("unisrec", coded, tmp_path, few, **small)
+    served = zoo.from_pretrained(tmp_path)
+    want = zoo.evaluate(fitted, seen).metrics
+    assert zoo.evaluate(served, seen).metrics == pytest.approx(want)
+    with pytest.raises(ValueError, match="take --model.codebook 256"):
+        zoo.fit("unisrec", coded, settings=few, **small, codebook=16)
+    with pytest.raises(ValueError, match="sasrec reads no codes here: leave 'random' out"):
+        zoo.fit("sasrec", coded, settings=few)
+
+
 def test_a_floor_that_the_data_lack_is_told():
     rows = chain()
     with pytest.raises(ValueError, match="text-knn cannot be counted: the data has no item text"):

@@ -427,3 +427,10 @@ def test_on_a_mesh_the_lists_are_the_same():
     here = jax.jit(recommender.recommend, static_argnums=3)(params, index, asked(), 6)
     assert np.array_equal(here[0], there[0])
     np.testing.assert_allclose(here[1], there[1], atol=1e-5)
+    events = requests(world()[1].take(np.arange(1, 9)), np.zeros(8, np.int32), LENGTH, LENGTH)
+    events |= {"positives": np.arange(11, 19, dtype=np.int32)[:, None], "event": np.arange(8)}
+    events["exclude"] = events["exclude"] * 0
+    want = evaluate(recommender, params, catalogue, [events])
+    with jax.set_mesh(mesh):
+        got = evaluate(recommender, params, far, [events], mesh=mesh)
+    assert got.metrics == pytest.approx(want.metrics)

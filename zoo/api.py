@@ -25,7 +25,7 @@ from zoo.data import (
 from zoo.encoders.small import Encoding
 from zoo.fitting import Fitted
 from zoo.fitting import fit as fit_split
-from zoo.models import Entry, build, entry, fields, reads
+from zoo.models import Entry, build, entry, fields, reads, reads_codes
 from zoo.recommender import Recommender
 from zoo.result import Result
 from zoo.saving import save
@@ -92,10 +92,15 @@ def fit(
         log.warning("%s splits sets: their file order is taken for time", data.split.protocol)
     encoding = encoding if encoding and encoding.modalities else None
     read = reads(model, chosen)
+    if data.options.codes and not reads_codes(model, chosen):
+        raise ValueError(
+            f"{model} reads no codes here: leave '{data.options.codes}' out, or take a generative "
+            "model, or unisrec with --model.item-input codes."
+        )
     if encoding:
         _check_encoding(model, known, read, chosen, encoding)
     data = prepare(as_loaded(data), "id")
-    if known.family == "generative":  # codes are of the content, whoever encodes it
+    if reads_codes(model, chosen):  # codes are of the content, whoever encodes it
         data = with_codes(data if encoding else prepare(data, read), known.codes)
     data = prepare(with_raw(data, encoding) if encoding else data, read)
     data = with_vectors(data, vectors) if vectors is not None else data

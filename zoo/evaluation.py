@@ -61,7 +61,7 @@ def evaluate(
     count = partial(_dispatch, recommender, params, index, valid, mask, mesh, chunk)
     if recommender.match is None:
         most = max(ks) + _widest_tie(index) - 1  # a tie at the last place is listed whole
-        count = partial(_listed, recommender, params, {**index, "valid": valid}, mask, most)
+        count = partial(_listed, recommender, params, {**index, "valid": valid}, mask, mesh, most)
     for batch in batches:
         counted = count(batch)
         if pending is not None:
@@ -111,12 +111,16 @@ def _widest_tie(index: Index) -> int:
     return max((x.group for x in held if isinstance(x, Trie)), default=1)
 
 
-def _listed(recommender, params, index, mask, k, batch) -> Ranks:
+def _listed(recommender, params, index, mask, mesh, k, batch) -> Ranks:
     """Places in the k best of a model that searches."""
     shown = {name: v for name, v in batch.items() if name not in HOST_ONLY}
+    positives = batch["positives"]
     if not mask:
         shown.pop("exclude", None)
-    return _place(recommender, k, params, index, shown, batch["positives"])
+    if mesh is not None:
+        shown = shard_batch(shown, mesh)
+        positives = shard_batch({"positives": positives}, mesh)["positives"]
+    return _place(recommender, k, params, index, shown, positives)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

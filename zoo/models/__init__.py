@@ -18,7 +18,7 @@ class Entry(NamedTuple):
     paper: str
     summary: str
     targets: str = "next"  # what a training batch asks for: pipelines.transforms.SCHEMES
-    codes: str = "rkmeans"  # of a generative model: the semantic ids it spells if none are named
+    codes: str = "rkmeans"  # the semantic ids that it reads, if it does and none are named
 
     def constructor(self):
         """The function that returns the Recommender."""
@@ -71,6 +71,7 @@ MODELS: dict[str, Entry] = {
         "arXiv 2206.05941",
         "content through whitening experts, pretrained by contrast",
         "last",
+        codes="opq",
     ),
     "mp4sr": _entry(
         "sequential",
@@ -247,6 +248,11 @@ def reads(name: str, chosen: dict[str, Any]) -> str:
     if "items" in known:
         return chosen.get("items", known["items"][1])
     return "both" if "modalities" in known else "id"
+
+
+def reads_codes(name: str, chosen: dict[str, Any]) -> bool:
+    """Whether a model with the `chosen` fields reads semantic ids."""
+    return entry(name).family == "generative" or chosen.get("item_input") == "codes"
 
 
 def build(name: str, **chosen: Any) -> Recommender:

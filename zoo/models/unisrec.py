@@ -14,7 +14,7 @@ MISSRec's fusion on the side of the candidates is an option (zoo/models/candidat
 The paper is 300 wide over shops of millions of events; 64 (with experts and trunk to match) is
 the size for data of one small shop, and the default here. Word drop, which needs the text itself,
 is left out: sequences are augmented by item drop.
-Train:  zoo train unisrec --data amazon-beauty --stage scratch --out runs/unisrec
+Train:  zoo train unisrec --data amazon-beauty --model.stage scratch --out runs/unisrec
 """
 
 import flax.linen as nn
@@ -27,6 +27,7 @@ from zoo.augment import drop_items
 from zoo.experts import Content, Experts, present, read, wanted
 from zoo.layers import Stack, Table, Trunk
 from zoo.models.candidate import by_candidate
+from zoo.models.generative import one_vocabulary
 from zoo.models.sequential import sequential
 from zoo.names import check
 from zoo.objectives import Objective
@@ -87,6 +88,18 @@ class CodedItems(nn.Module):
 def _seen_rows(table: Array, catalogue: dict, ids: Array | None) -> Array:
     """Rows of an ID table, zero for items that training has not seen."""
     return jnp.where(present(catalogue, "id", ids)[..., None], read(table, ids), 0)
+
+
+def _one_table(catalogue: dict, codebook: int) -> dict:
+    """The catalogue with one vocabulary's `codes` int32[n,c] in place of all by name."""
+    if not isinstance(catalogue.get("codes"), dict):
+        return catalogue
+    _, codes, _ = one_vocabulary(catalogue)
+    if (most := int(codes.max())) >= codebook:
+        raise ValueError(
+            f"a code is {most} and codebook {codebook}: take --model.codebook {most + 1}."
+        )
+    return {k: v for k, v in catalogue.items() if k != "sizes"} | {"codes": codes}
 
 
 def _codes(catalogue: dict) -> Array:
@@ -228,6 +241,10 @@ def unisrec(
         metrics = {"targets": jnp.sum(weights), "seq_item": own, "seq_seq": views}
         return own + contrast * views, metrics
 
+    def ready(catalogue, parts=1):
+        return catalogue if item_input == "content" else _one_table(catalogue, codebook)
+
+    base = base._replace(prepare=ready)
     if stage == "pretrain":
         return base._replace(loss=pretrain)
     return by_candidate(base, views, queries, objective) if candidate_fusion else base
