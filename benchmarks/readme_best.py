@@ -17,8 +17,11 @@ def best() -> str:
         "|---|---|---|---|---|",
     ]
     runs = _runs()
-    order = lambda split: (ORDER.index(runs[split][0]["experiment"]["data"]), split)  # noqa: E731
-    lines += [_line(split, runs[split]) for split in sorted(runs, key=order)]
+    kinds = {row["split_hash"]: row["split"] for row in load("floors")["rows"]}
+    shown = [split for split in runs if kinds.get(split) in METRICS]  # with floors beside them
+    place = {name: i for i, name in enumerate(ORDER)}
+    order = lambda s: (place.get(runs[s][0]["experiment"]["data"], len(ORDER)), s)  # noqa: E731
+    lines += [_line(split, kinds[split], runs[split]) for split in sorted(shown, key=order)]
     how = (
         "Of several runs of a model the one that is best on validation; its mean over seeds, "
         "(n): how many. **Bold**: above the floor. Protocols, spreads, hardware, commands and "
@@ -41,9 +44,8 @@ def _runs() -> dict[str, list[dict]]:
     return found
 
 
-def _line(split: str, runs: list[dict]) -> str:
+def _line(split: str, kind: str, runs: list[dict]) -> str:
     experiment = runs[0]["experiment"]
-    kind = next(r["split"] for r in load("floors")["rows"] if r["split_hash"] == split)
     metric, chosen = METRICS[kind], {}
     for told in runs:
         model = told["experiment"]["model"]

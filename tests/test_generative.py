@@ -303,14 +303,19 @@ def test_a_free_search_loses_what_it_spells_in_vain():
     own = np.take_along_axis(exact, np.asarray(items), 1)
     np.testing.assert_allclose(np.asarray(scores)[kept], own[kept], atol=1e-4)
     assert np.isneginf(np.asarray(scores)[~kept]).all()
-    items, scores = listed(params, index, batch, 512)  # every word there is
+    items, scores = listed(params, index, batch, 12)  # beyond the beam there is nothing
+    assert (np.asarray(items)[:, 8:] == 0).all()
+    recommender = made("mmgrec_official", beam=512)[0]  # every word there is
+    listed = jax.jit(recommender.recommend, static_argnums=3)
+    items, scores = listed(params, index, batch, 512)
     order = np.argsort(-exact, axis=1, kind="stable")[:, : N - 1]
     np.testing.assert_allclose(
         np.asarray(scores)[:, : N - 1], np.take_along_axis(exact, order, 1), atol=1e-4
     )
     assert (np.asarray(items)[:, N - 1 :] == 0).all()
-    with pytest.raises(ValueError, match="among='all'"):
-        build("mmgrec", shared=True)
+    for wrong in ({"shared": True}, {"held": False}):
+        with pytest.raises(ValueError, match="among='all'"):
+            build("mmgrec", **wrong)
 
 
 def drawn(name: str, seed: int) -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ from zoo.recommender import Recommender
 from zoo.result import Result
 from zoo.saving import save
 from zoo.serve import Pretrained, Recommendation, from_pretrained
-from zoo.settings import Settings, settings_for
+from zoo.settings import Settings, claim, settings_for
 from zoo.transfer import pretrained_for
 
 __all__ = [
@@ -78,12 +78,10 @@ def fit(
     """
     known = entry(model)
     data = data if isinstance(data, Data) else load_data(data)
+    _check_codes(model, data, chosen)
     if known.family == "floor":
         _check_floor(model, (settings, graft, vectors, adapt, encoding))
-        fitted, chosen = counted.count(model, data, chosen)
-        if out is not None:
-            save(Path(out) / "bundle", model, chosen, fitted, data)
-        return fitted, data
+        return _count(model, data, out, chosen)
     ordered = known.family in ("sequential", "generative") and known.targets not in (
         "rest",
         "whole",
@@ -92,11 +90,6 @@ def fit(
         log.warning("%s splits sets: their file order is taken for time", data.split.protocol)
     encoding = encoding if encoding and encoding.modalities else None
     read = reads(model, chosen)
-    if data.options.codes and not reads_codes(model, chosen):
-        raise ValueError(
-            f"{model} reads no codes here: leave '{data.options.codes}' out, or take a generative "
-            "model, or unisrec with --model.item-input codes."
-        )
     if encoding:
         _check_encoding(model, known, read, chosen, encoding)
     data = prepare(as_loaded(data), "id")
@@ -114,6 +107,25 @@ def fit(
         more = {"adapt": adapt, "encoding": encoding}
         save(Path(out) / "bundle", model, chosen, fitted, data, **more)
     return fitted, data
+
+
+def _count(
+    floor: str, data: Data, out: str | Path | None, given: dict[str, Any]
+) -> tuple[Fitted, Data]:
+    if out is not None:
+        claim(Path(out), {"model": floor, "fields": given, "split": data.split.hash})
+    fitted, chosen = counted.count(floor, data, given)
+    if out is not None:
+        save(Path(out) / "bundle", floor, chosen, fitted, data)
+    return fitted, data
+
+
+def _check_codes(model: str, data: Data, chosen: dict[str, Any]) -> None:
+    if data.options.codes and not reads_codes(model, chosen):
+        raise ValueError(
+            f"{model} reads no codes here: leave '{data.options.codes}' out, or take a generative "
+            "model, or unisrec with --model.item-input codes."
+        )
 
 
 def _check_floor(model: str, of_training: tuple) -> None:

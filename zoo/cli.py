@@ -66,6 +66,11 @@ def _positional(argv: list[str], what: str, command: str) -> str:
     return argv[0]
 
 
+def _behind(argv: list[str]) -> list[str]:
+    """What stands behind the first word, unless that asks for help."""
+    return argv if argv[0] in ("-h", "--help") else argv[1:]
+
+
 def _train(argv: list[str]) -> int:
     from zoo.models import MODELS
 
@@ -136,10 +141,10 @@ def _evaluate(argv: list[str]) -> int:
         """Rank the items of the history too."""
         batch: int = 512
         prior: str | None = None
-        """A floor as the model's prior, or auto (what follows or goes with what, spread over text),
-        or best: of all floors on validation."""
+        """A floor that serves (zoo models) as the model's prior; auto: what follows or goes with
+        what, spread over text; best: of those that serve, on validation."""
 
-    args = _parse(EvaluateArgs, argv[1:], "evaluate RUN_OR_BUNDLE")
+    args = _parse(EvaluateArgs, _behind(argv), "evaluate RUN_OR_BUNDLE")
     from zoo import api
 
     bundle = api.from_pretrained(name)
@@ -188,7 +193,7 @@ def _recommend(argv: list[str]) -> int:
         """When each happened, in seconds, with commas between them: for models that read times."""
         json: bool = False
 
-    args = _parse(RecommendArgs, argv[1:], "recommend RUN_OR_BUNDLE")
+    args = _parse(RecommendArgs, _behind(argv), "recommend RUN_OR_BUNDLE")
     from zoo.serve import from_pretrained
 
     history = [item.strip() for item in args.history.split(",") if item.strip()]
@@ -206,7 +211,7 @@ def _fuse(argv: list[str]) -> int:
     name = _positional(argv, "RUN_OR_BUNDLE", "fuse")
     from zoo.cli_floors import fuse_command
 
-    return fuse_command(name, argv[1:])
+    return fuse_command(name, _behind(argv))
 
 
 def _floors(argv: list[str]) -> int:

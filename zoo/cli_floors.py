@@ -45,7 +45,7 @@ def count_command(name: str, argv: list[str]) -> int:
     class CountArgs(DataArgs):
         out: Path
         model: model_args = model_args()
-        """Without any of these they are chosen on validation."""
+        """What is not given is chosen on validation."""
 
     args = parse(CountArgs, argv, f"train {name}", entry(name).summary)
     from zoo import api
@@ -66,16 +66,25 @@ def fuse_command(name: str, argv: list[str]) -> int:
     class FuseArgs(DataArgs):
         out: Path
         floor: str = "auto"
-        """The floor; auto: what follows or goes with what, spread over text; best: of all floors
-        on validation."""
+        """A floor that serves (zoo models); auto: what follows or goes with what, spread over
+        text; best: of those that serve, on validation."""
 
     args = parse(FuseArgs, argv, "fuse RUN_OR_BUNDLE", "a model with a floor as its prior")
+    from checkpoints.store import params_sha256
     from zoo import api
     from zoo.prior import prior_of, save_with_prior
+    from zoo.settings import claim
 
     bundle = api.from_pretrained(name)
     data = api.load_data(args.data, args.options(bundle.data_options()))
+    mine = {
+        "model": bundle.config["model"],
+        "params": params_sha256(bundle.params),
+        "floor": args.floor,
+    }
+    claim(args.out, {**mine, "split": data.split.hash})
     both = prior_of(bundle, data, None if args.floor == "auto" else args.floor)
     folder = save_with_prior(args.out / "bundle", bundle, data, both)
-    told = {k: getattr(both, k) for k in ("floor", "chosen", "how", "weight", "grid")}
+    names = ("floor", "chosen", "how", "weight", "metric", "alone", "grid")
+    told = {k: getattr(both, k) for k in names}
     return tell({"bundle": str(folder), **told}, args.json)

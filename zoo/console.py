@@ -63,7 +63,7 @@ def show(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column(heads[0], no_wrap=True)
     for head in heads[1:]:
-        table.add_column(head, justify="right", no_wrap=True)
+        table.add_column(head, justify="right", no_wrap=True, min_width=len(head))
     for row in rows:
         table.add_row(*(f"{x:.4f}" if isinstance(x, float) else str(x) for x in row))
     Console().print(table)

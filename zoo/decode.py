@@ -1,4 +1,5 @@
 """Beam search held to the codes that exist: items and log-probabilities, under one jit.
+(`generate_freely` is held to nothing, for comparison.)
 
 Levels are few and fixed, so the search is unrolled. `step(past, tokens, level)` is all it knows of
 a model: tokens int[b,w] chosen at the level before (None at level 0, where w is 1) to the
@@ -65,9 +66,10 @@ def generate_freely(
     allowed: Array | None = None,
     exclude: Array | None = None,
 ) -> tuple[Array, Array]:
-    """`generate` without the trie, as much published code decodes: the most likely words, whether
-    an item has them or not. Words of no item, and items that are not allowed, cost their place."""
-    found = search_freely(step, len(trie.sizes), max(beam, k), batch)
+    """`generate` without the trie, as much published code decodes: the `beam` most likely words,
+    whether an item has them or not. Words of no item, and items that are not allowed, cost their
+    place; so does a k beyond the beam."""
+    found = search_freely(step, len(trie.sizes), beam, batch)
     states = paths(trie, found.tokens)[:, :, -1]
     return _listed(trie, found._replace(states=states), k, allowed, exclude)
 

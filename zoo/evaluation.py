@@ -93,8 +93,14 @@ def _nan_leaves(index: Index) -> Any:
     )
 
 
+def _shown(batch: dict[str, np.ndarray], mask: bool) -> dict[str, np.ndarray]:
+    """What the model sees of a batch; without `mask` nothing is excluded, by the model neither."""
+    hidden = HOST_ONLY if mask else (*HOST_ONLY, "exclude")
+    return {k: v for k, v in batch.items() if k not in hidden}
+
+
 def _dispatch(recommender, params, index, valid, mask, mesh, chunk, batch) -> Ranks:
-    shown = {k: v for k, v in batch.items() if k not in HOST_ONLY}
+    shown = _shown(batch, mask)
     positives = batch["positives"]
     exclude = batch.get("exclude") if mask else None
     tiles = row_tiles(len(positives), len(valid)) if mesh is None and chunk is None else 1
@@ -113,10 +119,7 @@ def _widest_tie(index: Index) -> int:
 
 def _listed(recommender, params, index, mask, mesh, k, batch) -> Ranks:
     """Places in the k best of a model that searches."""
-    shown = {name: v for name, v in batch.items() if name not in HOST_ONLY}
-    positives = batch["positives"]
-    if not mask:
-        shown.pop("exclude", None)
+    shown, positives = _shown(batch, mask), batch["positives"]
     if mesh is not None:
         shown = shard_batch(shown, mesh)
         positives = shard_batch({"positives": positives}, mesh)["positives"]

@@ -1,21 +1,24 @@
 """A counting floor as the prior of any trained model; validation says how much of it."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from checkpoints.bundle import save_bundle
 from pipelines.schema import Events
 from pipelines.words import words
 from zoo import api
-from zoo.counted import best_floor, counted, longest
+from zoo.counted import SERVED, best_floor, check_served, choosing, counted, longest
 from zoo.models.fusion import fuse
 from zoo.recommender import Recommender
 from zoo.saving import card
 from zoo.serve import Pretrained
 
+log = logging.getLogger("zoo")
 GRID = tuple((how, w) for how in ("mixture", "product") for w in (0.5, 1.0, 2.0, 4.0))
 
 
@@ -25,10 +28,12 @@ class WithPrior(NamedTuple):
     recommender: Recommender
     params: Any  # {a: the model's, b: what the floor counted}
     floor: str
-    chosen: dict[str, Any]  # the floor's parameters
+    chosen: dict[str, Any]  # the floor's fields
     how: str
     weight: float
-    grid: dict[str, float]  # validation ndcg@10 of every way and weight
+    metric: str  # what chose
+    alone: float  # the model without, on the same events
+    grid: dict[str, float]  # with every way and weight
 
 
 def with_prior(
@@ -44,41 +49,51 @@ def with_prior(
     """`fuse` of (recommender, params) with a floor counted on the train split of `data`.
 
     floor None: the graph of what follows what (of sets: of what goes together), spread over text
-    neighbours where there is text. chosen: the floor's parameters; None: chosen on validation.
-    The way and weight are the best of `grid` on `events` validation events. The weight is not
-    learned in training: there the floor has counted the very transition that it would predict.
+    neighbours where there is text. chosen: the floor's fields; None: chosen on validation.
+    The way and weight are the best of `grid` on `events` validation events, which may all be worse
+    than the model alone: a warning says so. The weight is not learned in training: there the floor
+    has counted the very transition that it would predict.
     """
     recommender, params = model
     floor = floor or default_floor(data)
-    counts, table, chosen = counted(floor, data, chosen)
+    counts, table, chosen = counted(floor, data, chosen, catalogue)
     both = {"a": params, "b": table}
     few = replace(data, split=replace(data.split, valid=some(data.split.valid, events)))
-    seen = {}
-    for how, weight in grid:
-        joined = (fuse(recommender, counts, weight, how), both)
-        result = api.evaluate(joined, few, "valid", catalogue=catalogue, max_len=max_len)
-        seen[how, weight] = result.metrics["ndcg@10"]
+    metric, known = choosing(data), {"catalogue": catalogue, "max_len": max_len}
+    value = lambda model: api.evaluate(model, few, "valid", **known).metrics[metric]  # noqa: E731
+    ways = {how: fuse(recommender, counts, how=how) for how, _ in grid}
+    seen = {(how, w): value((ways[how], both | {"weight": jnp.float32(w)})) for how, w in grid}
     how, weight = max(seen, key=seen.get)
-    told = {f"{h} {w}": value for (h, w), value in seen.items()}
+    if (alone := value(model)) >= seen[how, weight]:
+        log.warning("the prior does not help: validation %s %.4f alone", metric, alone)
+    told = {f"{h} {w}": found for (h, w), found in seen.items()}
     joined = fuse(recommender, counts, weight, how)
-    return WithPrior(joined, both, floor, chosen, how, weight, told)
+    return WithPrior(joined, both, floor, chosen, how, weight, metric, alone, told)
 
 
 def prior_of(bundle: Pretrained, data: api.Data, floor: str | None = None) -> WithPrior:
     """`with_prior` of a bundle; floor: a name, None for the usual one, or "best": on validation.
 
-    Raises ValueError for data of another split: the floor would count what the model is tested on.
+    Raises ValueError for a bundle that is a floor or has one, and for data of another split: the
+    floor would count what the model is tested on.
     """
     bundle.check_same_items(data.dataset)
+    if "prior" in bundle.config or bundle.config["model"] in SERVED:
+        raise ValueError(
+            "the bundle is a floor or has one as its prior: take the run of a trained model."
+        )
     if data.split.hash != bundle.split["hash"]:
         raise ValueError(
             f"the bundle learned from the split {bundle.split['hash'][:12]}, this is "
             f"{data.split.hash[:12]}: its prior has to count the same one. Use the options of data "
             "and split that it was trained with."
         )
-    floor = best_floor(data) if floor == "best" else floor
+    if floor not in (None, "best"):
+        check_served(floor)
+    floor, chosen = best_floor(data) if floor == "best" else (floor, None)
     known = {"catalogue": bundle.catalogue, "max_len": reading(bundle, data)}
-    return with_prior((bundle.recommender, bundle.params), data, floor=floor, **known)
+    model = (bundle.recommender, bundle.params)
+    return with_prior(model, data, floor=floor, chosen=chosen, **known)
 
 
 def reading(bundle: Pretrained, data: api.Data) -> int:
@@ -107,6 +122,7 @@ def save_with_prior(
         split=bundle.split,
         evaluation=scores,
         card=card(model, config, bundle.split, scores),
+        codes=bundle.bundle.codes,
     )
 
 
@@ -117,6 +133,6 @@ def default_floor(data: api.Data) -> str:
 
 
 def some(events: Events, n: int, seed: int = 1) -> Events:
-    """n events, drawn as evaluation.md draws them for the floors' grid."""
+    """n events, the same at every call."""
     rows = np.random.default_rng(seed).permutation(len(events))[:n]
     return Events(events.users[rows], events.history.take(rows), events.positives.take(rows))

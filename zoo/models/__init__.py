@@ -245,6 +245,8 @@ def fields(name: str) -> dict[str, tuple[Any, Any]]:
 def reads(name: str, chosen: dict[str, Any]) -> str:
     """Whether a model with the `chosen` fields reads `id` alone, `content` or `both`."""
     known = fields(name)
+    if chosen.get("item_input") == "codes":
+        return "id"
     if "items" in known:
         return chosen.get("items", known["items"][1])
     return "both" if "modalities" in known else "id"

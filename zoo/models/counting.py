@@ -185,7 +185,7 @@ def _largest(scores: np.ndarray, k: int) -> sp.csr_array:
 
 def content_parts(graph: sp.csr_array, content: sp.csr_array) -> list[sp.csr_array]:
     """[M, T̃, TM + MT]: what is mixed; T̃ is T scaled to the total weight of M."""
-    scaled = content * (graph.sum() / content.sum())
+    scaled = content * (graph.sum() / max(content.sum(), 1e-12))  # content may have no edge
     return [graph, sp.csr_array(scaled), sp.csr_array(content @ graph + graph @ content)]
 
 

@@ -75,8 +75,11 @@ def sr_graph_text(
     return _graph(matrix, keep, depth=30, decay=decay)
 
 
-def text_knn(decay: float = 1.5, keep: int = 10) -> Recommender:
-    """Text neighbours of the last items; no interaction is counted but for the prior."""
+def text_knn(decay: float = 1.5, keep: int = 10, ordered: bool = True) -> Recommender:
+    """Text neighbours of the last items, of sets (not `ordered`) of all items alike; no interaction
+    is counted but for the prior."""
+    if not ordered:
+        return _graph(lambda c: _text(c, False), keep)
     return _graph(lambda c: _text(c, True), keep, depth=30, decay=decay)
 
 

@@ -24,7 +24,10 @@ def fuse(
     how: str = "mixture",
     epsilon: float = 1e-3,
 ) -> Recommender:
-    """One recommender of two; parameters {'a': ..., 'b': ...}. Memory of a query: O(n)."""
+    """One recommender of two; parameters {'a': ..., 'b': ...}. Memory of a query: O(n).
+
+    Parameters may hold a `weight`, in place of the one here: many can be tried by one compilation.
+    """
     if how not in WAYS:
         raise ValueError(f"how is '{how}'; expected one of {', '.join(WAYS)}.")
     if a.match is None or b.match is None:
@@ -54,15 +57,16 @@ def fuse(
         return part.match(params[name], index[name], query, items)
 
     def encode(params, index, batch):
+        w = params.get("weight", weight)
         logits, counts = (scores(part, params, index, batch) for part in (a, b))
         counts = jnp.maximum(counts, 0.0)
         if how == "product":
-            return logits + weight * jnp.log(counts + epsilon)
+            return logits + w * jnp.log(counts + epsilon)
         left = _left(index["valid"], batch)
         chance = jax.nn.softmax(jnp.where(left, logits, -1e9))
         counts = jnp.where(left, counts, 0.0)
         total = jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1e-30)
-        return chance + weight * counts / total
+        return chance + w * counts / total
 
     def match(params, index, query, items):
         if items.ndim == 1:

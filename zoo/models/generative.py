@@ -5,7 +5,7 @@
 A history is encoded once; a decoder of T5 blocks spells from its states. Training asks at every
 place of a packed row (`next`: a causal encoder, one pass a user) or at the end of every prefix
 (`last`: the published recipe, one pass a prefix). Serving is a beam search over the codes that
-exist (decode.py), so every item of a list exists.
+exist (decode.py), so every item of a list exists; mmgrec_official alone is held to nothing.
 """
 
 from collections.abc import Callable
@@ -163,6 +163,8 @@ def generative(
     """
     if among not in ("existing", "all"):
         raise ValueError(f"among is '{among}'; expected 'existing' or 'all'.")
+    if not held and among != "all":
+        raise ValueError("a search that is held to nothing (held=False) needs among='all'.")
     keep = ("trie", "codes", "valid", *keep, *(side.keep if side else ()))
 
     def module(holder: dict) -> Speller:

@@ -82,7 +82,7 @@ def mmgrec(
     """ln p(Rec-ID | set, user); fields are those of SetEncoder, T5Stack, Speller, generative."""
     if users not in ("mean", "graph"):
         raise ValueError(f"users is '{users}'; expected 'mean' or 'graph'.")
-    if shared and among != "all":
+    if shared and among == "existing":
         raise ValueError("one vocabulary for all levels (shared) needs among='all'.")
     encoder = SetEncoder(layers, width, heads, head_width, dropout)
     sizes = {"heads": heads, "head_width": head_width, "width": width, "inner": inner}
