@@ -1,36 +1,49 @@
-"""Does a counting prior help a trained model? SASRec, SR-graph+text, and their fusion.
+"""Does a counting prior help a trained model? A model, the best floor, and their fusion.
 
-python benchmarks/fusion.py --data FOLDER_OF_DATA_SETS --runs DIR --seeds 0 1 2
-DIR/sasrec-beauty-SEED are runs of benchmarks/reach.py. The way and weight of the fusion are
-chosen on 4,000 validation events; the test split is scored once.
+python benchmarks/fusion.py --data FOLDER_OF_DATA_SETS --runs DIR [--of sasrec-beauty] --seeds 0 1 2
+DIR/EXPERIMENT-SEED are runs of benchmarks/reach.py. The floor's fields are those that floors.py
+chose on validation, the way and weight of the fusion are chosen on validation, too (4,000 events
+of 20,000 and more); the test split is scored once. Writes results/fusion-DATA.json.
 """
 
 import argparse
 import json
 from pathlib import Path
 
+from experiments import EXPERIMENTS
+from kept import rows_of_floors
 from reach import COMMIT, RESULTS, hardware
 
 from zoo import api
 from zoo.prior import with_prior
 
-FLOOR = {"window": 20, "alpha": (0.5, 0.25), "symmetry": 0.3, "decay": 1.5, "g": 0.3, "h": 0.3}
+FLOOR = "sr-graph+text"
 
 
-def one(folder: Path, data) -> dict:
+def fields(split_hash: str) -> dict:
+    """What floors.py chose for the floor on this split."""
+    return next(
+        row["floors"][FLOOR]["chosen"]
+        for row in rows_of_floors()
+        if row["split_hash"] == split_hash and row["mask"] != "none"
+    )
+
+
+def one(folder: Path, data, name: str) -> dict:
     """Validation-chosen fusion of one run with the floor; test metrics of the three."""
     bundle = api.from_pretrained(folder)
-    model = (bundle.recommender, bundle.params)
-    plain = data.catalogue()
-    both = with_prior(model, data, plain, "sr-graph+text", FLOOR)
-    print(both.grid, flush=True)
-    floor = (api.build("sr-graph+text", **FLOOR), both.params["b"])
-    parts = {"sasrec": model, "sr-graph+text": floor, "fusion": (both.recommender, both.params)}
-    test = {k: api.evaluate(v, data, "test", catalogue=plain) for k, v in parts.items()}
+    model, chosen = (bundle.recommender, bundle.params), fields(data.split.hash)
+    known = {"catalogue": bundle.catalogue, "max_len": bundle.max_len}
+    both = with_prior(model, data, floor=FLOOR, chosen=chosen, **known)
+    print(both.alone, both.grid, flush=True)
+    floor = (api.build(FLOOR, **both.chosen), both.params["b"])
+    parts = {name: model, FLOOR: floor, "fusion": (both.recommender, both.params)}
+    test = {k: api.evaluate(v, data, "test", **known) for k, v in parts.items()}
     return {
         "how": both.how,
         "weight": both.weight,
         "grid": both.grid,
+        "alone": both.alone,
         "test": {k: r.metrics for k, r in test.items()},
         "strata": {k: r.strata for k, r in test.items()},
     }
@@ -40,11 +53,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--of", default="sasrec-beauty", choices=EXPERIMENTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
-    data = api.load_data(args.data / "amazon-beauty")
+    folder = EXPERIMENTS[args.of]["data"]
+    data = api.load_data(args.data / folder)
     told = {
-        "command": "python benchmarks/fusion.py --data DATA --runs RUNS",
+        "command": f"python benchmarks/fusion.py --data DATA --runs RUNS --of {args.of}",
+        "data": folder,
+        "model": args.of.rsplit("-", 1)[0],
         "protocol": data.split.protocol,
         "split_hash": data.split.hash,
         "hardware": hardware(),
@@ -52,8 +69,9 @@ def main() -> None:
         "seeds": {},
     }
     for seed in args.seeds:
-        told["seeds"][seed] = one(args.runs / f"sasrec-beauty-{seed}", data)
-        (RESULTS / "fusion-beauty.json").write_text(json.dumps(told, indent=1))
+        told["seeds"][seed] = one(args.runs / f"{args.of}-{seed}", data, told["model"])
+        name = folder.removeprefix("amazon-")
+        (RESULTS / f"fusion-{name}.json").write_text(json.dumps(told, indent=1))
         print(json.dumps({k: v["ndcg@10"] for k, v in told["seeds"][seed]["test"].items()}))
 
 

@@ -11,6 +11,11 @@ def load(name: str) -> dict | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def fusions() -> list[dict]:
+    """What fusion.py kept, a file a data set."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("fusion-*.json"))]
+
+
 def spread(pair: list[float], seeds: int) -> str:
     return f"{pair[0]:.4f}" if seeds == 1 else f"{pair[0]:.4f} ± {pair[1]:.4f}"
 
@@ -21,11 +26,12 @@ def rows_of_floors() -> list[dict]:
 
 
 def best_floor(split_hash: str, metric: str = "ndcg@10") -> tuple[str, float]:
-    """Name and value of the best floor on the same split, history masked."""
+    """Name and value of the best floor on the same split, history masked, all items ranked."""
     floors = {
         name: found["metrics"][metric]
         for row in rows_of_floors()
         if row["split_hash"] == split_hash and row["mask"] != "none"
+        if row["candidates"] == "all items"
         for name, found in row["floors"].items()
         if name != "popularity-leaky"
     }

@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from kept import RESULTS, best_floor, load, rows_of_floors, spread, stratum
+from kept import RESULTS, best_floor, fusions, load, rows_of_floors, spread, stratum
 from readme_best import best
 from readme_content import CONTENT_BLOCKS
 from readme_graph import GRAPH_BLOCKS, graph_ratios
@@ -118,25 +118,23 @@ def floors() -> str:
 
 
 def fusion() -> str:
-    """Does a counting prior help? SASRec, the floor, and their mixture, seed by seed."""
-    told = load("fusion-beauty")
-    if told is None:
-        return ""
-    names = ("sasrec", "sr-graph+text", "fusion")
-    lines = ["| amazon-beauty, recall@10, ndcg@10 | " + " | ".join(names) + " | chosen |"]
-    lines += ["|---|" + "---|" * (len(names) + 1)]
-    for seed, row in told["seeds"].items():
-        cells = [
-            f"{row['test'][n]['recall@10']:.4f}, {row['test'][n]['ndcg@10']:.4f}" for n in names
-        ]
-        lines.append(
-            f"| seed {seed} | {' | '.join(cells)} | {row['how']}, weight {row['weight']} |"
-        )
-    name, value = best_floor(told["split_hash"])
-    counted = row["test"].get(name, {}).get("ndcg@10", value)
-    told_since = f" {name} counts words by case since: ndcg@10 {value:.4f} alone."
-    since = told_since if abs(counted - value) > 5e-5 else ""
-    return "\n".join([*lines, "", f"`{told['command']}`; commit {told['commit']}.{since}"])
+    """Does a counting prior help? A model, the floor, and their fusion, seed by seed."""
+    lines = [
+        "| recall@10, ndcg@10 | the model | sr-graph+text | fusion | chosen |",
+        "|---|---|---|---|---|",
+    ]
+    how = []
+    for told in fusions():
+        for seed, row in told["seeds"].items():
+            cells = [
+                f"{row['test'][n]['recall@10']:.4f}, {row['test'][n]['ndcg@10']:.4f}"
+                for n in (told["model"], "sr-graph+text", "fusion")
+            ]
+            chosen = f"{row['how']}, weight {row['weight']}"
+            where = f"{told['data']}, {told['model']}, seed {seed}"
+            lines.append(f"| {where} | {' | '.join(cells)} | {chosen} |")
+        how.append(f"`{told['command']}`, {told['hardware']}, commit {told['commit']}")
+    return "\n".join([*lines, "", "; ".join(how) + "."])
 
 
 BESIDE = {"SASRec": "sequential", "HSTU": "sequential-hstu", "BERT4Rec": "sequential-bert4rec"}

@@ -3,7 +3,7 @@
 import json
 from statistics import mean
 
-from kept import RESULTS, best_floor, load
+from kept import RESULTS, best_floor, fusions, load
 
 NAMES = {"tiktok": "tiktok (image, audio)", "ml-latest-small": "ml-latest-small (posters, words)"}
 METRICS = {"leave-one-out": "ndcg@10", "global-time": "ndcg@10", "labels": "recall@20"}
@@ -58,8 +58,10 @@ def _line(split: str, kind: str, runs: list[dict]) -> str:
             )
     reached = {model: (value, seeds) for model, (_, value, seeds) in chosen.items()}
     name, floor = best_floor(split, metric)
-    if joined := _fused(split, metric):
-        reached[f"sasrec with {name} as its prior"] = joined
+    for told in fusions():
+        if told["split_hash"] == split:
+            rows = [row["test"]["fusion"][metric] for row in told["seeds"].values()]
+            reached[f"{told['model']} with {name} as its prior"] = mean(rows), len(rows)
     cells = [
         f"{f'**{model} {value:.4f}**' if value > floor else f'{model} {value:.4f}'} ({seeds})"
         for model, (value, seeds) in sorted(reached.items(), key=lambda one: -one[1][0])
@@ -70,11 +72,3 @@ def _line(split: str, kind: str, runs: list[dict]) -> str:
     return (
         f"| {called} | {kind} `{split[:8]}` | {metric} | {name} {floor:.4f} | {', '.join(cells)} |"
     )
-
-
-def _fused(split: str, metric: str) -> tuple[float, int] | None:
-    told = load("fusion-beauty")
-    if told is None or told["split_hash"] != split:
-        return None
-    rows = [row["test"]["fusion"][metric] for row in told["seeds"].values()]
-    return mean(rows), len(rows)
