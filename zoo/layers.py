@@ -10,7 +10,6 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from zoo.names import check
 
@@ -60,29 +59,6 @@ class Table(nn.Module):
         return self.param("table", self.initial, (self.rows, self.width))  # n d
 
 
-def attend(
-    q: Array,
-    k: Array,
-    v: Array,
-    mask: Array,
-    bias: Array | float = 0.0,
-    drop: Callable[[Array], Array] = lambda weights: weights,
-) -> Array:
-    """softmax(q kᵀ + bias) v: [...,q,h,e] of queries [...,q,h,e], keys and values [...,k,h,e].
-
-    mask, bias: to [...,h,q,k]; a query that sees nothing gets the mean of all values. Softmax in
-    float32, divided behind the product with v, and heads before places: on CPU half the time of
-    an einsum over [...,q,h,e] where histories are long.
-    """
-    q, k, v = (jnp.swapaxes(x, -3, -2) for x in (q, k, v))
-    scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2)).astype(jnp.float32) + bias
-    scores = jnp.where(mask, scores, -1e9)  # not -inf: no NaN rows
-    weights = jnp.exp(scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    y = jnp.matmul(drop(weights).astype(v.dtype), v) / total.astype(v.dtype)
-    return jnp.swapaxes(y, -3, -2)
-
-
 class Attention(nn.Module):
     """Multi-head softmax attention; softmax in float32. `values` may differ from the queries.
 
@@ -111,9 +87,11 @@ class Attention(nn.Module):
         q, k, v = project("query", x), project("key", values), project("value", values)
         if memory is not None:
             k, v = remembered(memory, "key", k), remembered(memory, "value", v)
-        q = q / jnp.sqrt(q.shape[-1]).astype(q.dtype)
-        drop = partial(nn.Dropout(self.dropout), deterministic=not train)
-        y = attend(q, k, v, mask, drop=drop).reshape(x.shape)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(q.shape[-1]).astype(q.dtype)
+        logits = jnp.where(mask, logits.astype(jnp.float32), -1e9)  # not -inf: no NaN rows
+        weights = jax.nn.softmax(logits).astype(v.dtype)
+        weights = nn.Dropout(self.dropout)(weights, deterministic=not train)
+        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
         y = nn.Dense(width, dtype=self.dtype, name="out")(y)
         return y if memory is None else (y, {"key": k, "value": v})
 

@@ -127,7 +127,7 @@ def save_with_prior(
 
 
 def default_floor(data: api.Data) -> str:
-    """The best counting floor that the data allow."""
+    """What follows or goes with what, spread over text neighbours where there is text."""
     graph = "sr-graph" if data.split.ordered else "cf-graph"
     return graph if words(data.dataset) is None else f"{graph}+text"
 

@@ -7,14 +7,11 @@ see each other causally, and all of them the memory [b,l,d] of their row, which 
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from zoo.layers import attend
 
 Array = jax.Array
 KeysValues = tuple[Array, Array]  # [...,k,h,e] each
@@ -90,8 +87,10 @@ class T5Attention(nn.Module):
         """x [b,w,t,d] by what is read [b,w,l,h,e]; bias and mask broadcast to [b,w,h,t,l]."""
         keys, values = read
         q = self._split(self.query(x))
-        drop = partial(self.drop, deterministic=not train)
-        y = attend(q, keys, values, mask, bias, drop)
+        scores = jnp.einsum("bwthe,bwlhe->bwhtl", q, keys).astype(jnp.float32) + bias
+        weights = jax.nn.softmax(jnp.where(mask, scores, -1e9)).astype(values.dtype)
+        weights = self.drop(weights, deterministic=not train)
+        y = jnp.einsum("bwhtl,bwlhe->bwthe", weights, values)
         return self.out(y.reshape(*y.shape[:-2], -1))
 
     def shared(self, x: Array, read: KeysValues, seen: Array, train: bool = False) -> Array:

@@ -71,10 +71,9 @@ class Layer(nn.Module):
         q, k, v = (z.reshape(*z.shape[:2], h, -1) for z in (q, k, v))
         if memory is not None:
             k, v = remembered(memory, "key", k), remembered(memory, "value", v)
-        q, keys, values = (jnp.swapaxes(z, 1, 2) for z in (q, k, v))
-        a = nn.silu(jnp.matmul(q, jnp.swapaxes(keys, 2, 3)) + bias[:, None].astype(q.dtype))
+        a = nn.silu(jnp.einsum("bihd,bjhd->bhij", q, k) + bias[:, None].astype(q.dtype))
         a = jnp.where(mask, a / self.length, 0.0)
-        y = jnp.swapaxes(jnp.matmul(a, values), 1, 2).reshape(u.shape)
+        y = jnp.einsum("bhij,bjhd->bihd", a, v).reshape(u.shape)
         y = u * nn.LayerNorm(EPSILON, use_bias=False, use_scale=False)(y)
         y = nn.Dropout(self.dropout)(y, deterministic=not train)
         x = x + nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(y)
