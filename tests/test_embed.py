@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from itertools import combinations
 
 import jax
 import numpy as np
@@ -17,11 +18,21 @@ from zoo import api
 from zoo import embed as module
 from zoo.cli import main
 from zoo.embed import embed, embedded
-from zoo.encoders.inputs import content_of, item_texts
+from zoo.encoders import inputs
+from zoo.encoders.inputs import content_of, item_texts, widths_of
 from zoo.encoders.load import encoder
 
 N = 30
 VIT = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Widths and blocks as if these few short texts were many long ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inputs, "COMPILING", 4)
+        patch.setattr(module, "HELD", {"cpu": 40})
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +92,22 @@ def texts(dataset, bert, tmp_path_factory):
     return out, embed(dataset, bert, out, batch=4)
 
 
+def test_widths_cost_the_fewest_tokens_and_compilations():
+    """Against all subsets of the widths that there could be."""
+    rng = np.random.default_rng(0)
+    for price in (0, 5, 40, 1000):
+        lengths = np.concatenate([rng.integers(1, 4, 9), rng.integers(6, 9, 5)])
+        found = widths_of(lengths, price)
+        assert found[-1] == lengths.max() and found == sorted(set(found))
+
+        def cost(widths, lengths=lengths, price=price):
+            read = np.array(widths)[np.searchsorted(widths, lengths)].sum()
+            return read + price * len(widths)
+
+        subsets = (s for n in range(8) for s in combinations(range(1, lengths.max()), n))
+        assert cost(found) == min(cost([*s, lengths.max()]) for s in subsets)
+
+
 def test_texts_are_the_encoders_own_vectors_row_by_row(dataset, bert, texts):
     out, told = texts
     made = read_rows(out)
@@ -101,7 +128,7 @@ def test_texts_are_the_encoders_own_vectors_row_by_row(dataset, bert, texts):
     assert max(lengths) > 16 > min(lengths), "two widths are made"
 
 
-@pytest.mark.parametrize("name,limit,widest", [("hf_siglip", 8, 8), ("hf_t5", 512, 24)])
+@pytest.mark.parametrize("name,limit,widest", [("hf_siglip", 8, 8), ("hf_t5", 512, 20)])
 def test_other_text_encoders_are_read_in_their_own_way(name, limit, widest, dataset, bert):
     """SigLIP reads texts padded to all its places, T5 has no places."""
     enc, whole = encoder(FIXTURES / name), name == "hf_siglip"
@@ -136,7 +163,7 @@ def test_texts_are_cut_where_the_encoder_was_trained_to_read(dataset, bert, tmp_
         file.write_text('{"max_seq_length": 9}')
         content = content_of(dataset, tmp_path / "bert", encoder(bert), "text", asked)
         (ids, mask), there, _ = content.take(np.arange(3))
-        assert content.how["max_length"] == cut and ids.shape[1] == min(cut, 16) and there.all()
+        assert content.how["max_length"] == cut and ids.shape[1] == min(cut, 12) and there.all()
         assert mask.sum(1).max() <= cut
     file.write_text("[")
     with pytest.raises(ValueError, match="sentence_bert_config.json: expected JSON"):

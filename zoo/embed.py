@@ -7,6 +7,7 @@ vectors of another making are refused, so that two spaces never mix in one featu
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from checkpoints.rows import Shards, differences, read_rows
 from pipelines.content import Problem
 from pipelines.schema import DataError, Dataset
 from zoo import mesh as meshes
+from zoo.blockwise import in_blocks
 from zoo.encoders.blocks import mean_of_tokens
 from zoo.encoders.inputs import Content, content_of, json_sha256
 from zoo.encoders.load import Encoder, encoder, which
@@ -30,6 +32,7 @@ LAYERS = "layers"
 SHARD = 8  # batches; a kill costs at most these
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SPACE = ("modality", "encoder_files", "preprocessing", "pooling", "dtype")  # what a vector means
+HELD = {"cpu": 1024}  # tokens an encoder reads at a time: their attention stays in the cache
 log = logging.getLogger("zoo")
 
 
@@ -70,7 +73,7 @@ def embed(
     folder = Path(path)
     enc, content = _opened(dataset, folder, modality, dtype, max_length, seconds)
     modality = which(enc.modules, modality, folder)
-    run = _runner(enc, modality, pooling, content)
+    run = _runner(enc, modality, pooling, content, mesh)
     facts = _facts(dataset, folder, content)
     facts |= {"modality": modality, "pooling": pooling, "dtype": dtype, "batch": batch}
     facts |= {"layers": enc.modules[modality].stack.layers + 1} if pooling == LAYERS else {}
@@ -216,8 +219,11 @@ def _check_finite(x: np.ndarray, ids: np.ndarray) -> None:
         )
 
 
-def _runner(enc: Encoder, modality: str, pooling: str, content: Content) -> Callable:
+def _runner(
+    enc: Encoder, modality: str, pooling: str, content: Content, mesh: Mesh | None
+) -> Callable:
     """The jitted function (params of the tower, inputs) -> [b,d]; float32 is not lowered."""
+    held = None if mesh is not None else HELD.get(jax.default_backend())
 
     def outputs(params: Any, *inputs: jax.Array) -> dict[str, jax.Array]:
         return enc.apply[modality]({modality: params}, *inputs)
@@ -229,9 +235,14 @@ def _runner(enc: Encoder, modality: str, pooling: str, content: Content) -> Call
     if pooling not in known:
         raise unknown("the encoder has no pooling", pooling, known)
 
-    def pooled(params: Any, *inputs: jax.Array) -> jax.Array:
+    def vectors(params: Any, *inputs: jax.Array) -> jax.Array:
         made = outputs(params, *inputs)
         return _by_layer(made["hidden_states"], inputs) if pooling == LAYERS else made[pooling]
+
+    def pooled(params: Any, *inputs: jax.Array) -> jax.Array:
+        tokens = inputs[1].shape[1] if len(inputs) > 1 else shapes["tokens"].shape[1]
+        rows = len(inputs[0]) if held is None else held // tokens
+        return in_blocks(partial(vectors, params), rows, *inputs)
 
     run = jax.jit(pooled)
 

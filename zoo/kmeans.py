@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from zoo.blockwise import in_blocks
+
 Array = jax.Array
 STARTS = ("plusplus", "sample")
 BLOCK_ELEMENTS = {"cpu": 131_072}  # distances held at once: what a core's cache holds
@@ -54,12 +56,7 @@ def nearest(x: Array, codebook: Array) -> Array:
         return jnp.where(far == far.min(0, keepdims=True), names, codebook.shape[0] - 1).min(0)
 
     held = BLOCK_ELEMENTS.get(jax.default_backend(), ELSEWHERE)
-    rows = max(held // codebook.shape[0], 1)
-    if x.shape[0] <= rows:
-        return block(x)
-    spare = -x.shape[0] % rows
-    blocks = jnp.pad(x, ((0, spare), (0, 0))).reshape(-1, rows, x.shape[1])
-    return lax.map(block, blocks).reshape(-1)[: x.shape[0]]
+    return in_blocks(block, held // codebook.shape[0], x)
 
 
 def kmeans(

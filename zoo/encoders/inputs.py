@@ -17,7 +17,7 @@ from zoo.encoders.load import Encoder, read_json
 from zoo.names import unknown
 
 Inputs = tuple[np.ndarray, ...]
-NARROW = 16  # tokens: shorter texts are padded to them
+COMPILING = 4096  # tokens that a small encoder reads while another width of texts is compiled
 LONGEST = 512  # tokens, of an encoder without a table of positions
 MARKED = ("genres", "categories", *KEYWORDS)  # lists in a cell
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
@@ -84,13 +84,14 @@ def _texts(dataset: Dataset, folder: Path, module: Any, max_length: int | None) 
     ids = tokenizer([texts[row] for row in rows], truncation=True, max_length=limit)["input_ids"]
     _check_vocabulary(ids, module, folder)
     whole = getattr(module, "pooling", "") == "last"  # SigLIP reads its padding
-    order = np.argsort([len(one) for one in ids], kind="stable")
+    lengths = np.array([len(one) for one in ids])
+    order, widths = np.argsort(lengths, kind="stable"), widths_of(lengths, COMPILING)
     pad = getattr(module, "pad_id", None)
     pad = tokenizer.pad_token_id or 0 if pad is None else pad
 
     def take(places: np.ndarray) -> tuple[Inputs, np.ndarray, list[Problem]]:
         chosen = [ids[order[place]] for place in places]
-        width = limit if whole else _width(max(map(len, chosen)), limit)
+        width = limit if whole else widths[np.searchsorted(widths, max(map(len, chosen)))]
         table, mask = np.full((len(chosen), width), pad, np.int32), np.zeros((len(chosen), width))
         for row, one in enumerate(chosen):
             table[row, : len(one)], mask[row, : len(one)] = one, 1
@@ -144,10 +145,20 @@ def _limit(tokenizer: Any, module: Any, folder: Path, max_length: int | None) ->
     return max_length or min(most, known or most)
 
 
-def _width(longest: int, limit: int) -> int:
-    """A power of two or three quarters of one: few widths, few compilations, little padding."""
-    power = 1 << (longest - 1).bit_length()
-    return min(limit, max(NARROW, power * 3 // 4 if 4 * longest <= 3 * power else power))
+def widths_of(lengths: np.ndarray, compiling: int) -> list[int]:
+    """The widths, ascending, that texts of these lengths are padded to, each to the first that
+    holds it: the fewest tokens in all, where a width more costs as much as `compiling` tokens."""
+    upto = np.cumsum(np.bincount(lengths, minlength=2))  # texts no longer than
+    longest = len(upto) - 1
+    least, before = np.zeros(longest + 1), np.zeros(longest + 1, int)
+    for width in range(1, longest + 1):
+        tokens = least[:width] + width * np.r_[upto[width], upto[width] - upto[1:width]]
+        before[width] = tokens.argmin()
+        least[width] = tokens[before[width]] + compiling
+    widths = [longest]
+    while before[widths[0]]:
+        widths.insert(0, int(before[widths[0]]))
+    return widths
 
 
 def _check_vocabulary(ids: list[list[int]], module: Any, folder: Path) -> None:
