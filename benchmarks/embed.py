@@ -24,8 +24,8 @@ from decode import Side, load, rounded, summary, write
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "results" / "embed.json"
 sys.path.append(str(HERE / "competitors"))
-BATCHES = (16, 32, 64, 128)
-PICTURES = 256
+BATCHES = {"text": (16, 32, 64), "image": (2, 4, 8, 16, 32, 64)}  # of both sides
+PICTURES = 128
 
 
 def zoo(args: argparse.Namespace) -> None:
@@ -47,7 +47,7 @@ def texts(args: argparse.Namespace) -> dict:
             embed(dataset, args.encoder, folder, modality="text", batch=batch)
             shutil.copy(Path(folder) / "text_feat.npy", args.texts.with_suffix(".zoo.npy"))
 
-    return {f"text-{batch}": lambda batch=batch: work(batch) for batch in BATCHES}
+    return {f"text-{batch}": lambda batch=batch: work(batch) for batch in BATCHES["text"]}
 
 
 def catalogue(args: argparse.Namespace):
@@ -71,7 +71,7 @@ def pictures(args: argparse.Namespace) -> dict:
         done = [run(params, x[at : at + batch]) for at in range(0, len(x), batch)]
         np.save(args.pictures.with_suffix(".zoo.npy"), np.concatenate(done))
 
-    return {f"image-{batch}": lambda batch=batch: work(batch) for batch in BATCHES}
+    return {f"image-{batch}": lambda batch=batch: work(batch) for batch in BATCHES["image"]}
 
 
 def beside(args: argparse.Namespace, folder: Path) -> dict:
@@ -81,7 +81,10 @@ def beside(args: argparse.Namespace, folder: Path) -> dict:
     both = {"torch": Side(torch, flags | {"threads": args.cores}, args.cores)}
     more = {"data": args.data, "items": args.items} if args.mode == "text" else {}
     both["zoo"] = Side([sys.executable, Path(__file__), "zoo"], flags | more, args.cores)
-    tried = {name: {b: tries(side, args.mode, b) for b in BATCHES} for name, side in both.items()}
+    tried = {
+        name: {b: tries(side, args.mode, b) for b in BATCHES[args.mode]}
+        for name, side in both.items()
+    }
     best = {name: min(found, key=found.get) for name, found in tried.items()}
     runs = {name: [] for name in both}
     for _ in range(args.rounds):
@@ -133,7 +136,7 @@ def main() -> None:
     parser.add_argument("--competitor-python", help="see benchmarks/README.md")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--items", type=int, default=3000, help="text: the first ones of the data")
+    parser.add_argument("--items", type=int, default=10**9, help="text: the first ones only")
     args = parser.parse_args()
     if args.mode == "zoo":
         return zoo(args)

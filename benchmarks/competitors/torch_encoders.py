@@ -13,7 +13,7 @@ import torch
 import transformers
 from turns import serve
 
-BATCHES = (16, 32, 64, 128)
+BATCHES = (2, 4, 8, 16, 32, 64)
 VIT = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6}
 
 
