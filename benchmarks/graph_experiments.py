@@ -107,7 +107,12 @@ def studied(model: str, what: dict) -> dict:
     return base | what | {"fields": base["fields"] | what.get("fields", {})}
 
 
+# Does what LGMRec's two modalities bring outweigh what contrasting them costs?
+UNCONTRASTED = published("lgmrec", "tiktok")
+UNCONTRASTED |= {"fields": UNCONTRASTED["fields"] | {"contrast_weight": 0.0}}
+
 GRAPH: dict[str, dict] = {
+    "lgmrec-uncontrasted-tiktok": UNCONTRASTED,
     **{f"{model}-{data}": published(model, data) for model in MODELS for data in DATA},
     **IDS,
     **{f"try-{m}-tiktok-{n}": searched(m, n) for m in MODELS for n in range(TRIALS)},
