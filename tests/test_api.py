@@ -240,6 +240,15 @@ def test_a_prior_counts_the_split_of_its_model(bundle):
         prior_of(bundle, other)
 
 
+def test_a_prior_keeps_as_many_neighbours_as_asked(bundle):
+    seen = zoo.load_data(data().dataset, zoo.DataOptions(tie_seed=0))
+    both = prior_of(bundle, seen, "markov", keep=2)
+    assert both.params["b"]["weights"].shape[1] == 2
+    for floor, keep in (("ease", 2), ("popularity", 2), ("markov", 0)):
+        with pytest.raises(ValueError, match=f"keep is {keep} for {floor}; expected >= 1"):
+            prior_of(bundle, seen, floor, keep)
+
+
 def test_unknown_metric_is_told_before_training():
     with pytest.raises(ValueError, match="nearest: ndcg@10"):
         zoo.fit("sasrec", data(), settings=zoo.Settings(select="ndgc@10", steps=1))

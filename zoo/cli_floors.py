@@ -68,6 +68,8 @@ def fuse_command(name: str, argv: list[str]) -> int:
         floor: str = "auto"
         """A floor that serves (zoo models); auto: what follows or goes with what, spread over
         text; best: of those that serve, on validation."""
+        keep: int | None = None
+        """Neighbours of an item that the floor keeps: fewer make a smaller bundle."""
 
     args = parse(FuseArgs, argv, "fuse RUN_OR_BUNDLE", "a model with a floor as its prior")
     from checkpoints.store import params_sha256
@@ -81,9 +83,10 @@ def fuse_command(name: str, argv: list[str]) -> int:
         "model": bundle.config["model"],
         "params": params_sha256(bundle.params),
         "floor": args.floor,
+        **({} if args.keep is None else {"keep": args.keep}),
     }
     claim(args.out, {**mine, "split": data.split.hash})
-    both = prior_of(bundle, data, None if args.floor == "auto" else args.floor)
+    both = prior_of(bundle, data, None if args.floor == "auto" else args.floor, args.keep)
     folder = save_with_prior(args.out / "bundle", bundle, data, both)
     names = ("floor", "chosen", "how", "weight", "metric", "alone", "grid")
     told = {k: getattr(both, k) for k in names}

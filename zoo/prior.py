@@ -13,6 +13,7 @@ from pipelines.schema import Events
 from pipelines.words import words
 from zoo import api
 from zoo.counted import SERVED, best_floor, check_served, choosing, counted, longest
+from zoo.models import fields
 from zoo.models.fusion import fuse
 from zoo.recommender import Recommender
 from zoo.saving import card
@@ -71,10 +72,12 @@ def with_prior(
     return WithPrior(joined, both, floor, chosen, how, weight, metric, alone, told)
 
 
-def prior_of(bundle: Pretrained, data: api.Data, floor: str | None = None) -> WithPrior:
+def prior_of(
+    bundle: Pretrained, data: api.Data, floor: str | None = None, keep: int | None = None
+) -> WithPrior:
     """`with_prior` of a bundle; floor: a name, None for the usual one, or "best": on validation.
 
-    Raises ValueError for a bundle that is a floor or has one, and for data of another split: the
+    keep: how many neighbours of an item the floor keeps, None: as many as it usually does. Raises ValueError for a bundle that is a floor or has one, and for data of another split: the
     floor would count what the model is tested on.
     """
     bundle.check_same_items(data.dataset)
@@ -90,10 +93,23 @@ def prior_of(bundle: Pretrained, data: api.Data, floor: str | None = None) -> Wi
         )
     if floor not in (None, "best"):
         check_served(floor)
-    floor, chosen = best_floor(data) if floor == "best" else (floor, None)
+    floor, chosen = best_floor(data) if floor == "best" else (floor or default_floor(data), {})
+    if keep is not None:
+        check_keep(floor, keep)
+        chosen = chosen | {"keep": keep}
     known = {"catalogue": bundle.catalogue, "max_len": reading(bundle, data)}
     model = (bundle.recommender, bundle.params)
     return with_prior(model, data, floor=floor, chosen=chosen, **known)
+
+
+def check_keep(floor: str, keep: int) -> None:
+    """Raise ValueError for a floor that keeps no neighbours, and for fewer than one."""
+    if keep < 1 or "keep" not in fields(floor):
+        keeping = [name for name in SERVED if "keep" in fields(name)]
+        raise ValueError(
+            f"keep is {keep} for {floor}; expected >= 1, of a floor that keeps neighbours: "
+            f"{', '.join(keeping)}."
+        )
 
 
 def reading(bundle: Pretrained, data: api.Data) -> int:
