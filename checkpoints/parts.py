@@ -56,6 +56,7 @@ def write_arrays(path: Path, tree: Mapping[str, Any]) -> None:
     """A nested dict of arrays as safetensors, by path "a/b/c"; empty dicts are not kept."""
     try:
         save_file(_flat(path.name, tree), path)
+        path.chmod(0o644)  # safetensors writes for the owner alone; a bundle is to be handed on
     except (SafetensorError, KeyError, ValueError) as error:
         raise BundleError(f"{path.name}: an array cannot be stored: {error!r}.") from error
 

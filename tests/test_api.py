@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import zoo
+from checkpoints.hub import shipped
 from pipelines.schema import DataError
 from pipelines.sources import from_arrays
 from zoo.cli import main
@@ -214,6 +215,16 @@ def test_a_prior_is_saved_with_the_model(run, bundle, tmp_path):
         prior_of(served, seen)
     with pytest.raises(ValueError, match="'knn.markov' is no floor that serves"):
         prior_of(bundle, seen, "knn+markov")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_what_is_shipped_serves_and_is_small(name):
+    bundle = zoo.from_pretrained(name)
+    assert sum(f.stat().st_size for f in shipped()[name].iterdir()) < 8e6
+    known = [str(item) for item in bundle.bundle.item_ids[1:4]]
+    found = bundle.recommend(known, k=10)
+    assert len({one.item for one in found} - set(known)) == 10
+    assert {"valid", "test"} <= bundle.bundle.evaluation.keys()
 
 
 def test_a_prior_has_the_rows_of_its_model(run):
