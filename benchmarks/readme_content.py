@@ -113,6 +113,7 @@ def published() -> str:
         seeds = len(told["rows"])
         cells = " | ".join(spread(told["summary"][k], seeds) for k in ("recall@10", "ndcg@10"))
         lines.append(f"| {host} | {vectors} | {cells} | {seeds} | {tail(told)} |")
+    lines += neighbours()
     if len(lines) == 2:
         return "A published encoder beside LSA on items that training never saw: not run yet."
     split = told["split_hash"]
@@ -124,9 +125,20 @@ def published() -> str:
             *lines,
             "",
             f"Titles alone, split `{split[:8]}`, all items ranked; {name} reaches {floor:.4f}: "
-            f"{verdict}. `python benchmarks/reach.py HOST-minilm-beauty --encoder FOLDER`.",
+            f"{verdict}. `python benchmarks/reach.py HOST-minilm-beauty --encoder FOLDER`; the "
+            "neighbours: `python benchmarks/cold.py`.",
         ]
     )
+
+
+def neighbours() -> list[str]:
+    """Rows of cold.py: the same neighbours in other vectors, without training."""
+    return [
+        f"| text neighbours | {name} | {row['recall@10']:.4f} | {row['ndcg@10']:.4f} | – | – | "
+        f"{one['commit']} |"
+        for one in (load("cold") or {}).values()
+        for name, row in one["rows"].items()
+    ]
 
 
 def worlds() -> str:
