@@ -58,7 +58,7 @@ KINDS: dict[str, dict[str, tuple[str, Transform]]] = {
 
 def rules_of(model_type: str) -> Rules:
     """The table of a `model_type` in config.json. Raises ConvertError naming those there are."""
-    if model_type not in MAPS:
+    if not isinstance(model_type, str) or model_type not in MAPS:
         raise ConvertError(
             f"no name table for model_type {model_type!r}; there are {', '.join(sorted(MAPS))}. "
             "A table is one file in checkpoints/maps."
@@ -90,15 +90,21 @@ def convert(folder: str | Path, rules: Rules, shapes: Mapping[str, Any]) -> Conv
                 else:
                     filling.take(name, file, *found)
     filling.zero([to for _, to, kind in rules if kind == "zeros"])
-    faults = filling.faults + filling.unfilled()
-    if faults:
+    sides = filling.faults, filling.unfilled()
+    if any(sides):
         raise ConvertError(
-            f"{folder}: {len(faults)} of its tensors and our parameters do not match:\n  "
-            + "\n  ".join(faults[:20] + ["..."] * (len(faults) > 20))
+            f"{folder}: {len(sides[0])} of its tensors and {len(sides[1])} of our parameters do "
+            "not match:\n  "
+            + "\n  ".join(line for side in sides for line in _some(side))
             + "\nIs config.json that of these weights? Else the table in checkpoints/maps lacks "
             "a rule."
         )
     return Converted(_nested(filling.arrays), tuple(ignored))
+
+
+def _some(lines: list[str], most: int = 20) -> list[str]:
+    """The first ones, and how many more there are."""
+    return lines[:most] + [f"... and {len(lines) - most} more"] * (len(lines) > most)
 
 
 def destinations(name: str, rules: Rules) -> tuple[tuple[str, ...], Transform] | None:

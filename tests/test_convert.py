@@ -196,11 +196,24 @@ def config_of(folder, **changes):
         ({"position_embedding_type": "relative_key"}, "only 'absolute' is supported"),
         ({"num_hidden_layers": 2}, "the model has no text/stack/block_2"),
         ({"hidden_size": 48}, r"published, ours .*\(48"),
+        ({"model_type": ["bert"]}, r"no name table for model_type \['bert'\]"),
+        ({"hidden_size": "32"}, "config.json does not describe a bert.*heads that divide"),
+        ({"num_attention_heads": 5}, "config.json does not describe a bert"),
+        ({"model_type": "clip"}, "does not describe a clip: KeyError..text_config"),
     ],
 )
 def test_a_config_that_does_not_fit_is_an_error(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         encoder(config_of(tmp_path, **changes))
+
+
+def test_both_sides_of_a_mismatch_are_told(tmp_path):
+    """However many of the published tensors do not fit, those that we lack are there, too."""
+    with pytest.raises(ConvertError) as told:
+        encoder(config_of(tmp_path, hidden_size=48, num_hidden_layers=30))
+    message = str(told.value)
+    assert ": published, ours " in message and "word" in message
+    assert ": ours, 0 of 1 filled" in message and "... and " in message
 
 
 def test_a_missing_or_broken_config_is_an_error(tmp_path):

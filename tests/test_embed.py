@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from PIL import Image
 
 from checkpoints.rows import RowsError, Shards, read_rows
 from pipelines import pixels, sources, synthetic
@@ -267,6 +268,37 @@ def test_pictures_are_read_and_broken_ones_masked(folder, vit, tmp_path, caplog,
     with jax.default_matmul_precision("highest"):
         pooled = jax.jit(enc.apply["image"])(enc.params, x)["pooled"]
     np.testing.assert_allclose(made.vectors[made.present], pooled, rtol=0, atol=1e-5)
+
+
+def test_pictures_replaced_by_others_of_their_size_are_other_content(folder, vit, tmp_path):
+    """The bytes count, not names and sizes."""
+    world = tmp_path / "world"
+    shutil.copytree(folder, world)
+    for file in (world / "images").glob("*.png"):
+        with Image.open(file) as picture:
+            picture.convert("RGB").save(file.with_suffix(".bmp"))
+        file.write_bytes(file.with_suffix(".bmp").read_bytes())  # told by content, not by name
+        file.with_suffix(".bmp").unlink()
+    embed(sources.load(world), vit, tmp_path / "out", batch=8)
+    victim = sorted((world / "images").glob("*.png"))[0]
+    inside = bytearray(victim.read_bytes())
+    inside[-600:] = bytes(600)
+    victim.write_bytes(inside)
+    with pytest.raises(RowsError, match="content_sha256"):
+        embed(sources.load(world), vit, tmp_path / "out", batch=8)
+
+
+def test_a_picture_of_too_many_pixels_is_masked(folder, vit, tmp_path, monkeypatch, caplog):
+    world = tmp_path / "world"
+    shutil.copytree(folder, world)
+    victim = sorted((world / "images").glob("*.png"))[0]
+    Image.new("L", (20_000, 20_000)).save(victim)
+    with caplog.at_level("WARNING", "zoo"):
+        embed(sources.load(world), vit, tmp_path / "out", batch=8)
+    assert victim.name in caplog.text
+    files = sources.load(world).columns["image"][1:]
+    (row,) = np.flatnonzero([str(file) == str(victim) for file in files])
+    assert not read_rows(tmp_path / "out").present[row]
 
 
 def test_sound_becomes_a_spectrogram_and_a_vector(dataset, tmp_path):

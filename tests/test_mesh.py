@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import FIXTURES
 from jax.sharding import PartitionSpec as P
 
 from zoo import mesh as meshes
+from zoo.encoders.load import encoder
 from zoo.mesh import RULES, make_mesh, shard_batch, shardings, table_rows
 
 EVERY = P(("data", "model"), None)
@@ -49,6 +51,36 @@ def test_rules_by_name():
     copies = (block["norm"]["scale"], block["ffn"]["out"]["bias"])
     copies += (found["items"]["image"]["kernel"], found["trunk"]["positions"]["table"])
     assert set(copies) == {P()}
+
+
+@pytest.mark.parametrize("name", ["hf_bert", "hf_vit", "hf_siglip", "hf_whisper", "hf_t5"])
+def test_published_encoders_are_spread_by_the_same_rules(name):
+    """Every kernel of attention and of the feed-forward part lies over the model axis."""
+    found = encoder(FIXTURES / name)
+    tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found.params)
+    flat = jax.tree_util.tree_leaves_with_path(specs(tree, make_mesh(4, 2)))
+    placed = {meshes.path_name(path): spec for path, spec in flat}
+    inside = [path for path in placed if "stack/" in path and path.endswith("/kernel")]
+    assert len(inside) >= 12
+    for path in inside:
+        out = path.endswith("out/kernel")
+        assert placed[path] == (P("model", None) if out else P(None, "model")), path
+
+
+def test_a_decoder_that_reads_a_memory_is_spread(name="tiger"):
+    from zoo.models import build
+
+    recommender = build(name, layers=1, decoder_layers=1)
+    codes = np.zeros((8, 3), np.int32)
+    catalogue = {"valid": np.arange(8) > 0, "codes": {"own": codes}, "sizes": {"own": (4, 4, 4)}}
+    row = np.ones((1, 4), np.int32)
+    batch = {"items": row, "segments": row, "positions": row, "targets": row}
+    catalogue = recommender.prepare(catalogue | {"popularity": np.ones(8, np.float32)}, 1)
+    params = jax.eval_shape(recommender.init, jax.random.key(0), catalogue, batch)
+    flat = jax.tree_util.tree_leaves_with_path(specs(params, make_mesh(4, 2)))
+    kernels = {meshes.path_name(p): s for p, s in flat if p[-1].key == "kernel"}
+    assert any("/memory/" in path for path in kernels)
+    assert all("model" in spec for spec in kernels.values()), kernels
 
 
 def test_moments_inherit_and_the_state_lands_where_it_should():

@@ -200,6 +200,25 @@ def test_a_model_that_reads_times_asks_for_them(tmp_path):
         bundle.recommend(history, 3, times=[3.0, 2.0, 1.0])
     near, far = (bundle.recommend(history, 3, times=[0.0, gap, 2 * gap]) for gap in (1.0, 1e7))
     assert [x.score for x in near] != [x.score for x in far]
+    session = bundle.session()
+    for item, time in zip(history, (0.0, 1e7, 2e7), strict=True):
+        session.append(item, time)
+        assert not session.reads_once
+    assert session.recommend(3) == far
+    with pytest.raises(DataError, match="3 of 3 events so far have a time"):
+        session.append(str(data.dataset.item_ids[5]))
+
+
+@pytest.mark.parametrize("name", ["sasrec", "bsarec", "bert4rec"])
+def test_histories_longer_than_the_positions_are_refused(name):
+    model = zoo.build(name, width=8, layers=1, max_len=6)
+    catalogue = {"valid": np.arange(30) > 0, "popularity": np.ones(30, np.float32)}
+    rows = {n: np.ones((1, n + 3), np.int32) for n in (6, 7)}
+    batch = {k: {"items": x, "segments": x, "positions": x} for k, x in rows.items()}
+    params = model.init(jax.random.key(0), catalogue, {**batch[6], "targets": rows[6]})
+    index = model.index(params, catalogue)
+    with pytest.raises(ValueError, match="for a model of . positions: cut them"):
+        model.encode(params, index, {**batch[7], "query": np.array([8], np.int32)})
 
 
 TINY = {"items": "content", "width": 8, "layers": 1, "max_len": 8, "dropout": 0.0}

@@ -223,6 +223,17 @@ class Stack(nn.Module):
         return layers(block(*fields, self.dtype, name="blocks"), x, None)[0]
 
 
+def check_fits(batch: dict[str, Array], max_len: int) -> None:
+    """Raise ValueError for histories to be asked about (a batch with `query`) of more events than
+    there are positions; rows of training are packed and may be longer."""
+    length = batch["segments"].shape[1]
+    if "query" in batch and length > max_len:
+        raise ValueError(
+            f"histories of up to {length} events for a model of {max_len} positions: cut them to "
+            f"their newest {max_len}, as max_len={max_len} does where batches are made."
+        )
+
+
 class Trunk(nn.Module):
     """Item vectors of packed histories to states [b,l,d]: positions, dropout, stack.
 
@@ -246,6 +257,7 @@ class Trunk(nn.Module):
     ) -> Array | tuple[Array, Memory]:
         if memory is not None:
             batch = next_column(memory)
+        check_fits(batch, self.max_len)
         positions = Table(self.max_len, x.shape[-1], name="positions")()
         x = x * jnp.sqrt(x.shape[-1]).astype(x.dtype) if self.scale else x
         x = x + jnp.take(positions, batch["positions"], axis=0, mode="clip")

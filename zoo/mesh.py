@@ -19,11 +19,11 @@ LANES = 128  # rows of a table are padded to whole lanes
 # 1909.08053): columns first, rows after, so that one sum a sub-layer crosses devices.
 RULES: tuple[tuple[str, P], ...] = (
     (r"(.*/)?(items?(/id)?|users?)/table", P(AXES, None)),  # big: rows over every device
-    (r".*/attention/(query|key|value)/kernel", P(None, "model")),
+    (r".*/(attention|memory)/(query|key|value)/kernel", P(None, "model")),
     (r".*/attention/(query|key|value)/bias", P("model")),
-    (r".*/ffn/(in|gate)/kernel", P(None, "model")),
+    (r".*/ffn[/_](in|gate)/kernel", P(None, "model")),
     (r".*/ffn/(in|gate)/bias", P("model")),
-    (r".*/(attention|ffn)/out/kernel", P("model", None)),
+    (r".*/((attention|memory|ffn)/|ffn_)out/kernel", P("model", None)),
     (r".*", P()),  # everything else is small: a copy on each device
 )
 

@@ -77,7 +77,8 @@ def prior_of(
 ) -> WithPrior:
     """`with_prior` of a bundle; floor: a name, None for the usual one, or "best": on validation.
 
-    keep: how many neighbours of an item the floor keeps, None: as many as it usually does. Raises ValueError for a bundle that is a floor or has one, and for data of another split: the
+    keep: how many neighbours of an item the floor keeps, None: as many as it usually does.
+    Raises ValueError for a bundle that is a floor or has one, and for data of another split: the
     floor would count what the model is tested on.
     """
     bundle.check_same_items(data.dataset)

@@ -44,11 +44,16 @@ def undrawn(params: Params, catalogue: Catalogue, key: Array) -> Catalogue:
     return catalogue
 
 
+class ReadAgain(ValueError):
+    """This model cannot read a history one event at a time; the message says why."""
+
+
 class Incremental(NamedTuple):
     """Reading a history one event at a time, for models whose past does not change with it.
 
     After the same events `extend` gives the query that `encode` gives, at the cost of one event.
     A memory holds as many events as the model has positions: the caller counts (serve.Session).
+    `extend` raises ReadAgain where its parameters, such as those that read times, rule it out.
     """
 
     begin: Callable[..., Any]  # (b) -> memory of b empty histories

@@ -19,7 +19,7 @@ from zoo.end_to_end import end_to_end
 from zoo.models import build
 from zoo.models.fusion import fuse
 from zoo.recipes import adapted_by
-from zoo.recommender import Recommender
+from zoo.recommender import Incremental, ReadAgain, Recommender
 from zoo.scorer import best
 
 
@@ -61,6 +61,19 @@ class Pretrained:
     @cached_property
     def _recommend(self):
         return jax.jit(self.recommender.recommend, static_argnums=3)
+
+    @cached_property
+    def reader(self) -> Incremental | None:
+        """How a history is read one event at a time; None where this model cannot."""
+        reader = self.recommender.incremental
+        if reader is None:
+            return None
+        try:
+            first = reader.begin(1), jnp.ones(1, jnp.int32)
+            jax.eval_shape(reader.extend, self.params, self.index, *first)
+        except ReadAgain:
+            return None
+        return reader
 
     @cached_property
     def _extend(self):
@@ -197,13 +210,13 @@ def _codes(bundle: Bundle) -> dict[str, dict]:
 
 class Session:
     """One user's history while it grows. Where the model is `incremental` an event is read once,
-    until the history has outgrown the model's positions; then, and for other models, the newest
-    events are encoded again for every list.
+    until the history has outgrown the model's positions; then, and for other models (and such as
+    read times), the newest events are encoded again for every list.
     """
 
     def __init__(self, bundle: Pretrained):
-        self.bundle, self.history = bundle, []
-        self._reader = bundle.recommender.incremental
+        self.bundle, self.history, self.times = bundle, [], []
+        self._reader = bundle.reader
         self._memory = None if self._reader is None else self._reader.begin(1)
         self._query = None
 
@@ -212,20 +225,27 @@ class Session:
         """Whether the next list costs one event, not the history."""
         return self._reader is not None and len(self.history) <= self.bundle.max_len
 
-    def append(self, item: str) -> None:
-        """One more event, by the catalogue's own id."""
+    def append(self, item: str, time: float | None = None) -> None:
+        """One more event, by the catalogue's own id; time: in seconds, for models that read it, and
+        then of every event. DataError for an unknown id, or where some events have no time."""
         b = self.bundle
+        if self.history and (time is None) != (not self.times):
+            raise DataError(
+                f"{len(self.times)} of {len(self.history)} events so far have a time: give one "
+                "with every event, or with none."
+            )
         ids = jnp.asarray(b.numbers([item]), jnp.int32)
         if self._reader is not None and len(self.history) < b.max_len:
             self._query, self._memory = b._extend(b.params, b.index, self._memory, ids)
         self.history.append(str(item))  # last: an event that could not be read is not kept
+        self.times += [] if time is None else [time]
 
     def recommend(self, k: int = 10) -> list[Recommendation]:
         """The k best items not in the history so far, best first."""
         b = self.bundle
         numbers = b.numbers(self.history)
         if not self.reads_once:
-            return b.recommend(self.history, k)
+            return b.recommend(self.history, k, self.times or None)
         b._check_k(k, [numbers])
         exclude = b._requests([numbers])["exclude"]
         items, scores = b._best(b.params, b.index, self._query, k, exclude)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from checkpoints.digest import file_sha256
 from pipelines import films, pixels, waves
 from pipelines.content import TEXT_COLUMNS, Problem, clean_text
 from pipelines.schema import DataError, Dataset
@@ -66,7 +67,7 @@ def content_of(
 def _from_files(dataset: Dataset, column: str, how: dict[str, Any], decode: Callable) -> Content:
     files = dataset.columns[column]
     rows = some_rows(np.flatnonzero([bool(file) for file in files]), dataset, column)
-    named = [[Path(file).name, Path(file).stat().st_size] for file in files[rows]]
+    named = [[Path(file).name, file_sha256(Path(file))] for file in files[rows]]
 
     def take(places: np.ndarray) -> tuple[Inputs, np.ndarray, list[Problem]]:
         x, there, problems = decode(list(files[rows[places]]))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from checkpoints.convert import convert, rules_of, tensor_names
+from checkpoints.hub import encoder_folder
 from zoo.encoders.published import towers
 from zoo.names import unknown
 
@@ -36,20 +37,29 @@ class Encoder(NamedTuple):
     apply: dict[str, Callable[..., Outputs]]
 
 
-def encoder(path: str | Path, **stack: Any) -> Encoder:
-    """The encoder in a folder of config.json and safetensors, as Hugging Face lays it out.
+def encoder(path: str | Path, revision: str | None = None, **stack: Any) -> Encoder:
+    """The encoder in a folder of config.json and safetensors, as Hugging Face lays it out, or in
+    its repository "owner/name" there, at `revision` (a branch, tag or commit).
 
     `stack` are fields of EncoderStack: dtype, dropout, scan, remat. Parameters are float32 numpy
     arrays. Pooling and unit length are those of modules.json where the folder has one (Sentence
     Transformers). Raises ValueError naming the file, what was expected and what was found.
     """
-    folder = Path(path)
+    folder = encoder_folder(path, revision)
     config = read_config(folder)
     rules = rules_of(config.get("model_type"))
     head = any(re.search(r"pooler\.dense|fc_norm", name) for name in tensor_names(folder))
-    modules = towers(config, head=head, **stack)
-    modules = {name: one.clone(**sentence_fields(folder)) for name, one in modules.items()}
-    params = convert(folder, rules, shapes(modules)).params
+    try:
+        modules = towers(config, head=head, **stack)
+        modules = {name: one.clone(**sentence_fields(folder)) for name, one in modules.items()}
+        wanted = shapes(modules)
+    except (KeyError, TypeError, AttributeError, ArithmeticError, IndexError) as error:
+        raise ValueError(
+            f"{folder}/config.json does not describe a {config['model_type']}: {error!r}. Expected "
+            "the fields that Hugging Face writes for it, whole numbers as sizes, heads that divide "
+            "the width. Fetch it again."
+        ) from error
+    params = convert(folder, rules, wanted).params
     return Encoder(modules, params, config, {m: _apply(m, one) for m, one in modules.items()})
 
 

@@ -91,7 +91,7 @@ def towers(config: Config, head: bool = True, **stack: Any) -> Towers:
     Raises ValueError for an architecture, or an option of one, that is not there.
     """
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
             f"model_type {model_type!r} in config.json is not among {', '.join(sorted(FAMILIES))}."
         )

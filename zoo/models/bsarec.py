@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.items import Items
-from zoo.layers import Attention, FeedForward, Table, segment_mask
+from zoo.layers import Attention, FeedForward, Table, check_fits, segment_mask
 from zoo.models.sequential import sequential
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
@@ -92,6 +92,7 @@ class BSARecTrunk(nn.Module):
         segments, column = batch["segments"], jnp.arange(x.shape[1])
         same = segments[:, :, None] == segments[:, None, :]
         later = jnp.sum(same & (column[:, None] < column[None, :])[None], axis=-1)
+        check_fits(batch, self.max_len)
         positions = Table(self.max_len, x.shape[-1], name="positions")()
         x = x + jnp.take(positions, self.max_len - 1 - later, axis=0, mode="clip")
         x = nn.LayerNorm(EPSILON, name="norm")(x) * (segments > 0)[:, :, None]

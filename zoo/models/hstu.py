@@ -14,6 +14,7 @@ from zoo.items import Items
 from zoo.layers import (
     Memory,
     Table,
+    check_fits,
     init_normal,
     next_column,
     read_so_far,
@@ -23,7 +24,7 @@ from zoo.layers import (
 from zoo.models.sequential import sequential
 from zoo.names import check
 from zoo.objectives import Objective
-from zoo.recommender import Recommender
+from zoo.recommender import ReadAgain, Recommender
 
 Array = jax.Array
 BUCKETS = 129
@@ -117,6 +118,7 @@ class HSTUTrunk(nn.Module):
     ) -> Array | tuple[Array, Memory]:
         if memory is not None:
             batch = next_column(memory)
+        check_fits(batch, self.max_len)
         positions = Table(self.max_len, x.shape[-1], name="positions")()
         x = x * jnp.sqrt(x.shape[-1]).astype(x.dtype)
         x = x + jnp.take(positions, batch["positions"], axis=0, mode="clip")
@@ -160,7 +162,7 @@ class HSTUTrunk(nn.Module):
         if not self._reads_times(batch):
             return None
         if memory is not None:
-            raise ValueError(
+            raise ReadAgain(
                 "this hstu reads times: a new event changes when the rows before it are asked, so "
                 "the history has to be encoded again."
             )
