@@ -11,6 +11,10 @@ HOSTS = {"two_tower": TOWERS, "sasrec": {}}
 # Posters, titles and genres, by encoders that two cores can train in minutes.
 SMALL = {"layers": 1, "pixels": 48, "tokens": 16, "dropout": 0.0, "bound": 1280}
 OWN = {"encoding": {"modalities": ("image", "text"), **SMALL}}
+# A loss of inner products over all items does not learn beside negatives that stand still.
+STILL = {"encoding": OWN["encoding"] | {"remove_drift": True}}
+BOTH = {"encoding": STILL["encoding"] | {"centre": True}}
+OWN_OF = {"two_tower": OWN, "sasrec": STILL}
 SIDE = {"modalities": ("image", "text"), "kind": "side", "bound": 1280}  # beside their layers
 FIRST = {"pretrain": {"objective": "contrastive", "settings": {}}}
 
@@ -44,8 +48,10 @@ def on_movies(host: str, items: str = "both", **more: dict) -> dict:
 CONTENT_RUNS: dict[str, dict] = {
     "sasrec-id": on_movies("sasrec", "id"),  # two_tower: towers-id, towers-both
     "sasrec-features": on_movies("sasrec"),
-    **{f"{host}-whole": on_movies(host, **OWN) for host in HOSTS},
-    **{f"{host}-pretrained": on_movies(host, **OWN, **FIRST) for host in HOSTS},
+    **{f"{host}-whole": on_movies(host, **own) for host, own in OWN_OF.items()},
+    **{f"{host}-pretrained": on_movies(host, **own, **FIRST) for host, own in OWN_OF.items()},
+    "try-sasrec-centred": on_movies("sasrec", **BOTH),
+    "try-sasrec-drifting": on_movies("sasrec", **OWN),
     **{
         f"two_tower-{name}": on_movies("two_tower", **OWN, **FIRST, adapt=recipe)
         for name, recipe in ADAPTED.items()

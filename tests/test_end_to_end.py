@@ -131,6 +131,56 @@ def test_negatives_of_a_full_softmax_are_as_old_as_the_draw():
     np.testing.assert_allclose(loss(params, fresh), whole[0], rtol=1e-6)
 
 
+def linear() -> ContentEncoder:
+    """Of the pictures' pixels, with a bias that moves all items alike."""
+
+    def init(key, raw):
+        return {"kernel": jax.random.normal(key, (16, WIDTH)), "bias": jnp.zeros(WIDTH)}
+
+    def apply(params, raw, key):
+        x = raw["pixels"].reshape(len(raw["pixels"]), -1) / 255.0
+        return x @ params["kernel"] + params["bias"][None]
+
+    return ContentEncoder(init, apply, WIDTH)
+
+
+def test_what_all_items_moved_alike_since_the_draw_is_taken_out():
+    """Or else a loss over all items pulls at it: the targets are of the batch, the others are not.
+    Here every item has a picture, so that the true gradient along the bias is nothing."""
+    every = lambda c: {**c, "present": {m: c["valid"] for m in c["present"]}}  # noqa: E731
+    ways = {
+        way: end_to_end(plain("ce"), {"image": linear()}, remove_drift=way) for way in (True, False)
+    }
+    params, made = started(ways[True])
+    seen = ways[True].draw(params, every(made), KEY)
+    pulls = {way: gradient(model, params, seen)["encoders"]["image"] for way, model in ways.items()}
+    assert np.abs(pulls[False]["bias"]).max() > 1e-3
+    assert np.abs(pulls[True]["bias"]).max() < 1e-6 < 1e-4 < np.abs(pulls[True]["kernel"]).max()
+    there = {**params["encoders"]["image"], "bias": jnp.full(WIDTH, 3.0)}
+    moved = {**params, "encoders": {"image": there}}
+    loss = lambda p, way: float(ways[way].loss(p, seen, training("sasrec"), KEY)[0])  # noqa: E731
+    assert loss(moved, True) == pytest.approx(loss(params, True), abs=1e-4)
+    assert abs(loss(moved, False) - loss(params, False)) > 1e-2
+
+
+def test_centred_vectors_have_no_common_part():
+    recommender = end_to_end(plain("ce"), {"image": pixels()}, centre=True)
+    params, made = started(recommender)
+    params["encoders"]["image"]["bias"] += 1.0  # most of every vector
+    seen = jax.jit(recommender.draw)(params, made, KEY)
+    x = np.asarray(seen["features"]["image"])[np.asarray(made["present"]["image"])]
+    np.testing.assert_allclose(x.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(x.std(0), 1, atol=1e-4)
+    loss = recommender.loss(params, seen, training("sasrec"), KEY)[0]
+    key = jax.random.split(KEY)[0]
+    whole = plain("ce").loss(params["model"], seen, training("sasrec"), key)[0]
+    assert float(loss) == pytest.approx(float(whole), abs=1e-5), "fresh rows are centred alike"
+    table = recommender.index(params, made)["table"]
+    np.testing.assert_allclose(table, plain("ce").index(params["model"], seen)["table"], atol=1e-5)
+    with pytest.raises(ValueError, match="compare with all items, which only a refresh encodes"):
+        end_to_end(plain(), {"image": pixels()}, refresh=False, centre=True)
+
+
 def test_items_over_the_bound_are_counted_and_left():
     params, made = started(model())
     batch = training("sasrec")

@@ -38,16 +38,26 @@ def end_to_end(
     encoders: Mapping[str, ContentEncoder],
     bound: int | None = 1024,
     refresh: bool = True,
+    centre: bool = False,
+    remove_drift: bool = False,
 ) -> Recommender:
     """A recommender over {model, encoders: {m: ...}} parameters.
 
     bound: distinct items of a batch that are encoded; chance says which are left, as the last draw
     made them (counted by the metric `items_left`). None: no de-duplication, an item is encoded as
     often as it is named. refresh: whether a draw encodes the catalogue; a loss that asks of the
-    batch's items alone (in-batch) needs none, where all of them are encoded.
+    batch's items alone (in-batch) needs none, where all of them are encoded. centre: vectors have
+    mean 0 and deviation 1 over the items that have the modality, as features do, by the last draw
+    (catalogue["spread"]): what all items share, most of a young encoder's vector, says nothing.
+    remove_drift: what the items of a batch have moved alike since the last draw is taken out.
     """
     if bound is not None and bound < 1:
         raise ValueError(f"bound is {bound}; expected at least one item, or None.")
+    if (centre or remove_drift) and not refresh:
+        raise ValueError(
+            "centre and remove_drift compare with all items, which only a refresh encodes: give "
+            "refresh a number of steps, or leave them off."
+        )
 
     def init(key: Array, catalogue: Catalogue, batch: Batch) -> Any:
         own, other = jax.random.split(key)
@@ -65,6 +75,10 @@ def end_to_end(
             )
         ids, left = (named, 0) if bound is None else _distinct(key, named, bound, n)
         fresh = encoded(encoders, params, catalogue, ids, encoder_key)
+        if centre:
+            fresh = {m: standardised(x, *catalogue["spread"][m]) for m, x in fresh.items()}
+        if remove_drift:
+            fresh = {m: _undrifted(x, catalogue, m, ids) for m, x in fresh.items()}
         tables = {m: _put(catalogue["features"][m], ids, x) for m, x in fresh.items()}
         seen = {**catalogue, "features": {**catalogue["features"], **tables}}
         value, metrics = recommender.loss(params["model"], seen, batch, model_key)
@@ -75,14 +89,17 @@ def end_to_end(
         for name, one in encoders.items():
             _check(catalogue, name, n)
             features[name] = np.zeros((n, one.width), np.float32)
-        return recommender.prepare({**catalogue, "features": features}, parts)
+        made = recommender.prepare({**catalogue, "features": features}, parts)
+        none = {m: (np.zeros(e.width, np.float32),) * 2 for m, e in encoders.items()}
+        return {**made, "spread": none} if centre else made
 
     def draw(params: Any, catalogue: Catalogue, key: Array) -> Catalogue:
-        made = encoded_catalogue(encoders, params, catalogue)
+        made = encoded_catalogue(encoders, params, catalogue, centre)
         return recommender.draw(params["model"], made, key)
 
     def index(params: Any, catalogue: Catalogue) -> Any:
-        return recommender.index(params["model"], encoded_catalogue(encoders, params, catalogue))
+        made = encoded_catalogue(encoders, params, catalogue, centre)
+        return recommender.index(params["model"], made)
 
     def of_model(function: Callable | None) -> Callable | None:
         if function is None:
@@ -107,7 +124,10 @@ def end_to_end(
 
 
 def encoded_catalogue(
-    encoders: Mapping[str, ContentEncoder], params: Any, catalogue: Catalogue
+    encoders: Mapping[str, ContentEncoder],
+    params: Any,
+    catalogue: Catalogue,
+    centre: bool = False,
 ) -> Catalogue:
     """The catalogue with the features of all items made anew, by the parameters of `end_to_end`."""
     if not encoders:
@@ -116,7 +136,23 @@ def encoded_catalogue(
     chunks = jnp.arange(n).reshape(-1, CHUNK if n % CHUNK == 0 else n)
     made = jax.lax.map(lambda ids: encoded(encoders, params, catalogue, ids), chunks)
     made = {name: x.reshape(n, -1) for name, x in made.items()}
+    if centre:
+        spread = {m: spread_of(x, catalogue["present"][m]) for m, x in made.items()}
+        made = {m: standardised(x, *spread[m]) for m, x in made.items()}
+        catalogue = {**catalogue, "spread": spread}
     return {**catalogue, "features": {**catalogue["features"], **made}}
+
+
+def spread_of(x: Array, present: Array) -> tuple[Array, Array]:
+    """Mean and deviation float32 [f] of the rows x [n,f] that are present."""
+    weights = present / jnp.maximum(jnp.sum(present), 1)
+    mean = weights @ x
+    return mean, jnp.sqrt(weights @ jnp.square(x - mean[None]))
+
+
+def standardised(x: Array, mean: Array, deviation: Array, least: float = 1e-3) -> Array:
+    """[c,f] of mean 0 and deviation 1; a column that hardly differs is not blown up."""
+    return (x - mean[None]) / jnp.maximum(deviation, least)[None]
 
 
 def init_encoders(
@@ -158,6 +194,19 @@ def _distinct(key: Array, named: Array, bound: int, n: int) -> tuple[Array, Arra
     ids = jnp.where(ids < n, (ids + start) % n, n)
     counted = jnp.zeros(n, bool).at[named].set(True)
     return ids, jnp.sum(counted) - jnp.sum(ids < n)
+
+
+def _undrifted(fresh: Array, catalogue: Catalogue, m: str, ids: Array) -> Array:
+    """Fresh rows [c,f] without what all of them have moved alike since the last draw.
+
+    The other rows of the table have not moved. Were it left in, pulling every item of the batch
+    along the queries would part the targets from all other items at no merit: a loss that falls
+    until the next draw moves all items alike.
+    """
+    there = jnp.take(catalogue["present"][m], ids, mode="fill", fill_value=False)
+    before = jnp.take(catalogue["features"][m], ids, axis=0, mode="clip")
+    moved = jnp.where(there[:, None], fresh - jax.lax.stop_gradient(before), 0.0)
+    return fresh - jnp.sum(moved, axis=0, keepdims=True) / jnp.maximum(jnp.sum(there), 1)
 
 
 def _put(table: Array, ids: Array, fresh: Array) -> Array:

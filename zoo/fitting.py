@@ -126,7 +126,9 @@ def _built(
         return plain, {}
     made = encoders(encoding, catalogue["raw"])
     start = {m: one.params for m, one in made.items() if one.params is not None}
-    whole = end_to_end(plain, made, encoding.bound, encoding.refresh > 0)
+    how = {"refresh": encoding.refresh > 0, "centre": encoding.centre}
+    how |= {"remove_drift": encoding.remove_drift}
+    whole = end_to_end(plain, made, encoding.bound, **how)
     return whole, {"encoders": start} if start else {}
 
 

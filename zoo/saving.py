@@ -34,7 +34,8 @@ def save(
     catalogue = fitted.catalogue
     if encoding:
         made = encoders(encoding, meshes.fetch(catalogue["raw"]))
-        whole = adapted_by(end_to_end(build(model, **chosen), made), adapt)
+        plain = end_to_end(build(model, **chosen), made, centre=encoding.centre)
+        whole = adapted_by(plain, adapt)
         catalogue = jax.jit(whole.draw)(fitted.params, catalogue, jax.random.key(0))
     catalogue = data.linked(meshes.fetch(catalogue))
     kept = ("valid", "popularity") + (("features", "present") if uses_content else ())

@@ -57,6 +57,12 @@ class Encoding:
     remat: bool = False
     """A layer's activations are computed again for the gradient. On CPU that saves memory only
     together with scan: without it the compiler joins both computations."""
+    centre: bool = False
+    """Vectors have mean 0 and deviation 1 over the items, as features do: most of what a young
+    encoder of words says is the same for all of them."""
+    remove_drift: bool = False
+    """What the items of a batch have moved alike since the last encoding of all is taken out: of a
+    loss over all items it would part them from the others at no merit."""
     refresh: int = 16
     """Steps between two encodings of all items, for negatives that no batch names; 0: never, for
     losses that ask of the batch alone."""
