@@ -1,4 +1,4 @@
-"""Where a bundle comes from: a folder, a name shipped with the package, or the Hugging Face Hub; and
+"""Where a bundle comes from: a folder, a name shipped with the package, the Hugging Face Hub; and
 where a published encoder does."""
 
 import difflib
