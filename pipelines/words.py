@@ -50,19 +50,35 @@ def _item_words(dataset: Dataset, item: int) -> Iterator[str]:
         yield from (f"g_{genre}" for genre in columns["genres"][item].split("|") if genre)
 
 
+def category_of(dataset: Dataset) -> np.ndarray | None:
+    """One category an item, str [n+1], '' where it has none: the first two nodes of its first path,
+    or its first genre. None where no item has any."""
+    found = [""] * (dataset.n_items + 1)
+    for item in range(1, dataset.n_items + 1):
+        if "categories" in dataset.columns:
+            paths = _paths(dataset.columns["categories"][item], dataset.name, item)
+            found[item] = "/".join(paths[0][:2]) if paths else ""
+        elif "genres" in dataset.columns:
+            found[item] = dataset.columns["genres"][item].split("|")[0]
+    return np.array(found) if any(found) else None
+
+
 def _category_tokens(cell: str, name: str, item: int) -> Iterator[str]:
     """`c_nail_polish` for the node Nail Polish, wherever it stands in the tree."""
+    nodes = (node for path in _paths(cell, name, item) for node in path)
+    yield from ("c_" + "_".join(of_text(node)) for node in nodes)
+
+
+def _paths(cell: str, name: str, item: int) -> list[list[str]]:
     if not cell:
-        return
+        return []
     try:
-        paths = json.loads(cell)
-        nodes = [node for path in paths for node in path]
+        return [[node + "" for node in path] for path in json.loads(cell)]
     except (json.JSONDecodeError, TypeError) as error:
         raise DataError(
             f"{name}, item {item}, column 'categories': expected a JSON list of paths such as "
             f'[["Beauty", "Makeup"]], found {cell[:60]!r}.'
         ) from error
-    yield from ("c_" + "_".join(of_text(node)) for node in nodes)
 
 
 def vocabulary_size(rows: Ragged) -> int:

@@ -19,6 +19,7 @@ from zoo.evaluation import evaluate
 from zoo.models import MODELS, build
 from zoo.models.mql4grec import merged
 from zoo.optim import optimizer
+from zoo.semantic_ids import append, with_digit
 from zoo.train import create, make_step
 
 N, LENGTH, SIZES = 40, 8, (4, 4, 8)
@@ -373,6 +374,20 @@ def test_new_items_are_recommended_by_a_trained_model_as_it_is():
     for row, past in enumerate(np.asarray(before)):
         kept = [i for i in np.asarray(items)[row] if 0 < i <= N]
         assert [i for i in kept if i in past][:10] == past[:10].tolist()
+
+
+def test_a_digit_has_room_for_new_items(tmp_path):
+    """Codes of a file, grown by one more item of its fullest group, fit the sizes that a model was
+    built with; codes that are no digit get no more than the next power of two."""
+    rng = np.random.default_rng(0)
+    plain = with_digit(rng.integers(0, 4, (60, 2)))
+    most = int(plain[:, -1].max())
+    assert coding.counts_up(plain) and not coding.counts_up(rng.permutation(256)[:60, None] % 9)
+    room = coding.sizes(coding_files.from_array(plain))
+    fullest = plain[plain[:, -1] == most][:1, :-1]
+    for _ in range(most + 1):  # as many again
+        plain = append(plain, fullest, reserved=int(room[-1]))
+    assert plain[-1, -1] == 2 * most + 1 < room[-1]
 
 
 def test_codes_of_a_data_set_and_their_errors(tmp_path):

@@ -1,6 +1,7 @@
 """zoo tokenize: from a data folder to codes that name every item once."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +29,22 @@ def data() -> zoo.Data:
     return zoo.load_data(
         from_arrays(**rows, items=items, item_columns={"item_id": names, "title": titles})
     )
+
+
+def test_the_report_tells_purity_and_colliding_targets(tmp_path):
+    world = data()
+    genres = np.array(["", *[f"g{i % 5}|other" for i in range(N - 1)], ""], object)
+    columns = {**world.dataset.columns, "genres": genres}
+    world = replace(world, dataset=replace(world.dataset, columns=columns))
+    told = tokenize(world, tmp_path / "codes.json", levels=2, size=8)
+    assert told["purity"] > told["shuffled"] and 0 < told["targets_colliding"] <= 1
+    asked = world.split.test.positives.values
+    size = {code: 0 for code in range(15)}
+    for i in range(N - 1):
+        size[i % 15] += 1  # fifteen different texts
+    numbers = [int(name.split("-")[1]) for name in world.dataset.item_ids[asked]]
+    shared = [size[i % 15] > 1 for i in numbers if i < N - 1]
+    assert told["targets_colliding"] == pytest.approx(np.mean(shared))
 
 
 @pytest.mark.parametrize("method,resolver", [("rkmeans", "digit"), ("pq", "relocate")])

@@ -23,11 +23,23 @@ MADE = ("rkmeans", "opq", "random")
 
 
 def sizes(codes: Codes, given: tuple[int, ...] | None = None) -> np.ndarray:
-    """int32 [c]: room of each level: the next power of two, so that new items find their codes."""
+    """int32 [c]: room of each level: the next power of two, so that new items find their codes; of
+    a digit, which a new item makes larger, that of twice as many."""
     if given is not None:
         return np.asarray(given, np.int32)
-    most = codes.codes[codes.present].max(axis=0) + 1
+    own = codes.codes[codes.present]
+    most = own.max(axis=0) + 1
+    most[-1] *= 1 + counts_up(own)
     return (2 ** np.ceil(np.log2(np.maximum(most, 2)))).astype(np.int32)
+
+
+def counts_up(codes: np.ndarray) -> bool:
+    """Whether the last level of unique codes [n,c] is a digit: within each group of the others it
+    counts 0, 1, 2, ..."""
+    rows = codes[np.lexsort(codes.T[::-1])]
+    begins = np.r_[True, np.any(rows[1:, :-1] != rows[:-1, :-1], axis=1)]
+    first = np.maximum.accumulate(np.where(begins, np.arange(len(rows)), 0))
+    return bool(np.all(rows[:, -1] == np.arange(len(rows)) - first))
 
 
 def coded(dataset: Dataset, wanted: str = "rkmeans", text: str = "lsa", seed: int = 0) -> dict:

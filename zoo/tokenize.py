@@ -12,6 +12,8 @@ import jax
 import numpy as np
 
 from pipelines.codes import Codes, check_unique, write_index
+from pipelines.schema import Dataset
+from pipelines.words import category_of
 from zoo import quantize
 from zoo.code_quality import quality
 from zoo.data import Data, prepare
@@ -82,10 +84,25 @@ def tokenize(
         check_unique(settled, dataset.item_ids[rows])
     write_index(out, _placed(settled, rows, dataset.n_items), dataset.item_ids)
     np.savez(f"{out}.npz", **made.arrays)
-    report = quality(made.codes, weights=counts, x=x, decoded=made.decoded, seed=seed)
+    more = {"x": x, "decoded": made.decoded, "seed": seed}
+    report = quality(made.codes, _labels(dataset, rows), counts, _asked(data, rows), **more)
     told |= {"method": method, "resolver": resolver, "items": len(rows)}
     told |= {"without_codes": dataset.n_items - len(rows), "out": str(out)}
     return {"data": dataset.name, **told, **report}
+
+
+def _labels(dataset: Dataset, rows: np.ndarray) -> np.ndarray | None:
+    """The categories of these items."""
+    found = category_of(dataset)
+    return None if found is None else found[rows]
+
+
+def _asked(data: Data, rows: np.ndarray) -> np.ndarray | None:
+    """Which of `rows` the test events ask for, once an event; None: for none of them."""
+    place = np.full(data.dataset.n_items + 1, -1)
+    place[rows] = np.arange(len(rows))
+    asked = place[data.split.test.positives.values]
+    return asked[asked >= 0] if (asked >= 0).any() else None
 
 
 def _content(data: Data, modality: str) -> tuple[Data, np.ndarray, np.ndarray, dict]:
