@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 
+from zoo import letter
 from zoo.rqvae import RQVAE, collapsed, fit_rqvae, reset_dead, rqvae_loss, start_by_kmeans, usage
 from zoo.sinkhorn import balanced
 
@@ -96,6 +97,49 @@ def test_usage_of_known_codes():
     np.testing.assert_allclose(seen["perplexity"], [4, 1], rtol=1e-6)
     np.testing.assert_array_equal(seen["largest"], [1, 4])
     np.testing.assert_array_equal(collapsed(jnp.tile(codes, (8, 1)), 32), [False, True])
+
+
+def test_letter_by_hand():
+    """Two rows, three codes of one level: L_cf and L_div as written out."""
+    q, h = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([[1.0, 1.0], [0.5, -1.0]])
+    want = -np.mean([1.0 - np.logaddexp(1.0, 0.5), -2.0 - np.logaddexp(2.0, -2.0)])
+    assert float(letter.collaborative(q, h)) == pytest.approx(want, abs=1e-6)
+    book = jnp.array([[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]])
+    codes, group = jnp.array([[0], [2]]), jnp.array([[0, 1, 0]])
+    # <e_0,e_2> = 1 beside <e_0,e_1> = 0; <e_2,e_0> = 1 beside <e_2,e_1> = 1
+    want = -np.mean([1.0 - np.logaddexp(0.0, 1.0), 1.0 - np.logaddexp(1.0, 1.0)])
+    got = letter.diversity(book, codes, group, jax.random.key(0))
+    assert float(got) == pytest.approx(want, abs=1e-6)
+    alone = letter.diversity(book, codes, jnp.array([[0, 1, 2]]), jax.random.key(0))
+    assert float(alone) == 0.0, "no other code in its group"
+
+
+def test_groups_share_a_level_alike():
+    books = jax.random.normal(jax.random.key(0), (2, 60, 4))
+    groups = letter.grouped(books, 6, jax.random.key(1))
+    assert groups.shape == (2, 60)
+    for level in np.asarray(groups):
+        assert np.bincount(level, minlength=6).min() >= 5
+
+
+def test_a_teacher_makes_ids_follow_it():
+    """What parts the teacher's two classes is hardly any of the vectors; with it the ids tell."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(256, 6)).astype(np.float32)
+    kind = rng.integers(0, 2, 256)
+    teacher = (4.0 * (kind * 2 - 1))[:, None] * np.array([1.0, 0.0, 0.0], np.float32)[None]
+    x[:, 0] = 0.05 * x[:, 0] + 0.2 * (2 * kind - 1)
+    module, many = RQVAE(6, (16,), 3, 2, 8), {"epochs": 200, "batch": 64, "seed": 0}
+    shares = {}
+    for alpha in (0.0, 10.0):
+        given = letter.Letter(jnp.asarray(teacher, jnp.float32), alpha)
+        params, history = fit_rqvae(module, x, letter=given, **many)
+        assert {"collaborative", "diversity"} <= history[-1].keys()
+        codes = np.asarray(module.apply({"params": params}, x)["codes"])[:, 0]
+        table = np.zeros((8, 2))
+        np.add.at(table, (codes, kind), 1)
+        shares[alpha] = table.max(1).sum() / 256
+    assert shares[10.0] > shares[0.0] + 0.1
 
 
 def test_a_balanced_assignment_has_equal_shares_and_stays_finite():

@@ -100,6 +100,18 @@ def test_a_collapsed_level_is_told(caplog):
     assert "level 1 uses 1.2 of 16 codes" in caplog.text and "level 2" not in caplog.text
 
 
+def test_codes_follow_a_teacher(run, tmp_path):
+    """LETTER's term, with a heavy hand: neighbours of the run's vectors share more codes."""
+    world, out = data(), tmp_path / "codes.json"
+    more = {"steps": 40, **SMALL}
+    told = tokenize(world, out, teacher=run, balance=0.05, **more)
+    assert told["method"] == "rqvae" and len(json.loads(out.read_text())) == N - 1
+    with pytest.raises(ValueError, match=r"expected \(29, 6\): one an item, as wide as the codes"):
+        tokenize(world, out, teacher=run, **more | {"width": 6})
+    with pytest.raises(ValueError, match="are of the RQ-VAE; the method is 'rkmeans'"):
+        tokenize(world, out, teacher=run)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A graphsage run of a few steps: what MMGRec's ids are made of."""

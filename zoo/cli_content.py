@@ -81,16 +81,24 @@ def tokenize_command(argv: list[str]) -> int:
         """rqvae: widths of the encoder's hidden layers; the decoder's are the same, turned."""
         width: int = 32
         """rqvae: of the codes' vectors."""
+        balance: float = 0.0
+        """rqvae: above 0, Sinkhorn's epsilon (.003) spreads the last level over its codes."""
+        teacher: str | None = None
+        """rqvae: a trained run or bundle whose item vectors, as wide, the codes shall follow, as
+        LETTER's do."""
 
     args = parse(TokenizeArgs, argv, "tokenize", "items as semantic ids")
     from zoo import api
     from zoo.tokenize import tokenize
 
-    bundle = api.from_pretrained(args.run) if args.run else None
-    data = api.load_data(args.data, args.options(bundle.data_options() if bundle else None))
+    bundle, teacher = (
+        api.from_pretrained(run) if run else None for run in (args.run, args.teacher)
+    )
+    known = bundle or teacher
+    data = api.load_data(args.data, args.options(known.data_options() if known else None))
     shared = {f.name for f in dataclasses.fields(DataArgs)}
     own = {f.name for f in dataclasses.fields(TokenizeArgs)} - shared
-    chosen = {k: getattr(args, k) for k in own} | {"run": bundle}
+    chosen = {k: getattr(args, k) for k in own} | {"run": bundle, "teacher": teacher}
     return tell(tokenize(data, **chosen), args.json)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 
 from zoo.kmeans import check_vectors, kmeans, nearest, sample, squared_distances
+from zoo.letter import Letter, check_teacher, collaborative, diversity, grouped
 from zoo.optim import optimizer
 from zoo.sinkhorn import balanced
 
@@ -178,27 +179,32 @@ def fit_rqvae(
     commitment: float = 0.25,
     reset_every: int = 10,
     reset_until: float = 2 / 3,
+    letter: Letter | None = None,
 ) -> tuple[Params, list[dict[str, Any]]]:
     """Parameters fitted to standardised float32 x [n,f], and each epoch's loss and usage.
 
     AdamW in whole batches (rows left over wait for another epoch's order). Dead codes are reset
-    every `reset_every` epochs (0: never) during the first `reset_until` of them. Raises ValueError
-    for NaN and for fewer rows than codes, FloatingPointError, naming the epoch, when the loss is
-    not finite.
+    every `reset_every` epochs (0: never) during the first `reset_until` of them. letter: further
+    terms of the loss (letter.py). Raises ValueError for NaN and for fewer rows than codes,
+    FloatingPointError, naming the epoch, when the loss is not finite.
     """
     check_vectors(x, module.size)
     x = jnp.asarray(x, jnp.float32)
+    if letter is not None:
+        check_teacher(letter, len(x), module.width)
     first, start, key = jax.random.split(jax.random.key(seed), 3)
     params = jax.jit(module.init)(first, x[:1])["params"]
     params = start_by_kmeans(module, params, x, start)
     tx = optimizer(rate, weight_decay=weight_decay, no_decay=DECAY_NOT)
     state, history = tx.init(params), []
-    epoch = jax.jit(partial(_epoch, module, tx, min(batch, len(x)), commitment))
+    weights = None if letter is None else letter._replace(teacher=None)
+    epoch = jax.jit(partial(_epoch, module, tx, min(batch, len(x)), commitment, weights))
+    known = {"x": x, "teacher": None if letter is None else letter.teacher}
     for i in range(epochs):
         order, reset = jax.random.split(jax.random.fold_in(key, i))
         if reset_every and i and i % reset_every == 0 and i < reset_until * epochs:
             params = reset_dead(module, params, x, reset)
-        params, state, metrics = epoch(params, state, x, order)
+        params, state, metrics = epoch(params, state, known, order)
         history.append(jax.device_get(metrics))
         if not np.isfinite(history[-1]["loss"]):
             raise FloatingPointError(
@@ -208,17 +214,29 @@ def fit_rqvae(
     return params, history
 
 
-def _epoch(module: RQVAE, tx, batch: int, commitment: float, params, state, x: Array, key: Array):
+def _epoch(module: RQVAE, tx, batch: int, commitment: float, letter, params, state, known, key):
     """One pass in an order of its own; metrics are means over steps, usage over the whole of x."""
+    x, teacher = known["x"], known["teacher"]
     rows = jax.random.permutation(key, x.shape[0])[: x.shape[0] // batch * batch]
+    apart, group_key = jax.random.split(jax.random.fold_in(key, 1))
+    group = None if letter is None else grouped(params["codebooks"], letter.groups, group_key)
 
-    def objective(params, x):
-        out = module.apply({"params": params}, x, train=True)
-        return rqvae_loss(out, x, commitment)
+    def objective(params, rows):
+        out = module.apply({"params": params}, x[rows], train=True)
+        loss, parts = rqvae_loss(out, x[rows], commitment)
+        if letter is None:
+            return loss, parts
+        key = jax.random.fold_in(apart, rows[0])
+        parts["diversity"] = diversity(params["codebooks"], out["codes"], group, key)
+        loss += letter.beta * parts["diversity"]
+        if teacher is not None:
+            parts["collaborative"] = collaborative(out["quantised"], teacher[rows])
+            loss += letter.alpha * parts["collaborative"]
+        return loss, parts
 
     def step(carry, rows):
         params, state = carry
-        (loss, parts), grads = jax.value_and_grad(objective, has_aux=True)(params, x[rows])
+        (loss, parts), grads = jax.value_and_grad(objective, has_aux=True)(params, rows)
         updates, state = tx.update(grads, state, params)
         params = jax.tree.map(jnp.add, params, updates)
         return (params, state), {"loss": loss, **parts}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pipelines.codes import Codes, check_unique, write_index
@@ -18,6 +19,7 @@ from zoo import quantize
 from zoo.code_quality import quality
 from zoo.data import Data, prepare
 from zoo.kmeans import squared_distances
+from zoo.letter import Letter
 from zoo.mesh import path_name
 from zoo.names import unknown
 from zoo.rqvae import RQVAE, fit_rqvae
@@ -54,12 +56,16 @@ def tokenize(
     steps: int = 3000,
     hidden: tuple[int, ...] = (512, 256, 128),
     width: int = 32,
+    balance: float = 0.0,
+    teacher: Pretrained | str | Path | None = None,
 ) -> dict[str, Any]:
     """Codes of every item that has a vector, to OUT (a JSON index) and OUT.npz (what made them).
 
     modality: whose features are the vectors, None: text; run: a run or bundle whose item vectors
     to take instead. method: residual k-means, product quantisation, that with learned rotations,
-    or an RQ-VAE; steps (rounded up to whole epochs), hidden and width are of the RQ-VAE. resolver:
+    or an RQ-VAE; steps (rounded up to whole epochs), hidden, width, balance (Sinkhorn's epsilon of
+    the last level, 0: off) and teacher are of the RQ-VAE. teacher: a run whose item vectors its
+    ids shall follow, of that width (letter.py). resolver:
     what makes colliding codes unique (semantic_ids.resolve), None: `popularity` of a run's
     vectors, else `digit`. Returns the quality report, of the codes before collisions are resolved.
     Raises ValueError for an unknown name, for vectors that are not finite or too few, for a run of
@@ -67,6 +73,8 @@ def tokenize(
     """
     if method not in METHODS:
         raise unknown("unknown method", method, METHODS)
+    if method != "rqvae" and (teacher is not None or balance):
+        raise ValueError(f"a teacher and a balance are of the RQ-VAE; the method is '{method}'.")
     if steps < 1:
         raise ValueError(f"steps is {steps}; expected at least 1 step of the RQ-VAE.")
     if run is None:
@@ -75,7 +83,8 @@ def tokenize(
         rows, x, told = _served(data, run, modality)
     dataset, resolver = data.dataset, resolver or ("digit" if run is None else "popularity")
     if method == "rqvae":
-        made = _by_rqvae(x, RQVAE(x.shape[1], hidden, width, levels, size), steps, seed)
+        module = RQVAE(x.shape[1], hidden, width, levels, size, balance=balance)
+        made = _by_rqvae(x, module, steps, seed, _letter(data, teacher, rows))
     else:
         made = _by_codebooks(x, method, levels, size, seed)
     counts = np.bincount(data.split.train.values, minlength=dataset.n_items + 1)[rows]
@@ -142,13 +151,24 @@ def _by_codebooks(x: np.ndarray, method: str, levels: int, size: int, seed: int)
     return Quantised(codes, decoded, np.asarray(apart), fitted._asdict())
 
 
-def _by_rqvae(x: np.ndarray, module: RQVAE, steps: int, seed: int) -> Quantised:
+def _letter(data: Data, teacher: Pretrained | str | Path | None, rows: np.ndarray) -> Letter | None:
+    """What follows the run's item vectors, which learned from the same split."""
+    if teacher is None:
+        return None
+    bundle = teacher if isinstance(teacher, Pretrained) else from_pretrained(teacher)
+    vectors = bundle.vectors(data.dataset, data.split)["items"][rows]
+    return Letter(jnp.asarray(vectors))
+
+
+def _by_rqvae(
+    x: np.ndarray, module: RQVAE, steps: int, seed: int, letter: Letter | None = None
+) -> Quantised:
     """The recipe that does not collapse: standardised columns, k-means start, dead codes reset."""
     shift, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
     scale = np.where(scale > 1e-6, scale, 1.0)
     z = ((x - shift) / scale).astype(np.float32)
     epochs = -(-steps // max(len(x) // BATCH, 1))
-    params, history = fit_rqvae(module, z, seed, epochs, BATCH)
+    params, history = fit_rqvae(module, z, seed, epochs, BATCH, letter=letter)
     _alarm([row["perplexity"] for row in history[-WATCHED:]], module.size)
     made = jax.device_get(jax.jit(module.apply)({"params": params}, z))
     apart = squared_distances(made["residuals"][:, -1], params["codebooks"][-1])
