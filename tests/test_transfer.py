@@ -15,6 +15,7 @@ from pipelines.sources import from_arrays
 from zoo import api
 from zoo.cli import main
 from zoo.graft import graft
+from zoo.saving import save_merged
 from zoo.transfer import _check_encoded, _check_make, check_split
 
 WORDS = ("red blue green black white small large round square soft hard old new cotton steel wood "
@@ -254,7 +255,16 @@ def test_an_adapted_run_moves_what_its_recipe_says_and_comes_back_from_its_bundl
     assert bundle.config["adapt"] == adapt
     valid = api.evaluate(bundle, other, "valid").metrics
     assert {k: fitted.best[k] for k in valid} == valid
-    assert len(bundle.recommend([bundle.item_ids[1]], k=3)) == 3
+    lines = bundle.recommend([bundle.item_ids[1]], k=3)
+    assert len(lines) == 3
+    assert main(["merge", str(tmp_path), "--out", str(tmp_path / "whole")]) == 0
+    whole = api.from_pretrained(tmp_path / "whole")
+    assert "adapt" not in whole.config and "lora" not in whole.params
+    alike = whole.recommend([bundle.item_ids[1]], k=3)
+    assert [x.item for x in alike] == [x.item for x in lines]
+    assert [x.score for x in alike] == pytest.approx([x.score for x in lines], abs=1e-4)
+    with pytest.raises(ValueError, match="adapted by None, without a prior; expected an adapted"):
+        save_merged(tmp_path / "again", whole)
     with pytest.raises(ValueError, match="adapt is 'bitfit"):
         zoo.fit("sasrec", other, tmp_path, settings, graft=content_run, adapt="freeze", **TINY)
 

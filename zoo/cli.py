@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train MODEL --data DIR --out RUN: fit a model; the same command resumes it",
     "pretrain": "pretrain MODEL | OBJECTIVE --data DIR --out RUN: a model's stage, or encoders",
     "fuse": "fuse RUN_OR_BUNDLE --data DIR --out DIR: with a counting floor as its prior",
+    "merge": "merge RUN --out DIR: what LoRA learned, inside the kernels",
     "evaluate": "evaluate RUN_OR_BUNDLE --data DIR: full-ranking metrics and strata",
     "recommend": "recommend RUN_OR_BUNDLE --history A,B,C --k 10",
     "floors": "floors --data DIR: popularity, counting and EASE on the same protocol",
@@ -212,6 +213,21 @@ def _fuse(argv: list[str]) -> int:
     from zoo.cli_floors import fuse_command
 
     return fuse_command(name, _behind(argv))
+
+
+def _merge(argv: list[str]) -> int:
+    name = _positional(argv, "RUN_OR_BUNDLE", "merge")
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class MergeArgs:
+        out: Path
+        json: bool = False
+
+    args = _parse(MergeArgs, _behind(argv), "merge RUN_OR_BUNDLE")
+    from zoo.saving import save_merged
+    from zoo.serve import from_pretrained
+
+    return tell({"bundle": str(save_merged(args.out / "bundle", from_pretrained(name)))}, args.json)
 
 
 def _floors(argv: list[str]) -> int:

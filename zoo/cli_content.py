@@ -19,8 +19,9 @@ def embed_command(argv: list[str]) -> int:
         part: str | None = None
         """Which interactions file, where a folder holds several."""
         encoder: Path
-        """A published encoder: config.json, safetensors, its tokenizer or preprocessor_config; or
-        the run of zoo pretrain OBJECTIVE on these items."""
+        """A published encoder: config.json, safetensors, its tokenizer or preprocessor_config; its
+        repository owner/name on the Hugging Face Hub; or the run of zoo pretrain OBJECTIVE on
+        these items."""
         out: Path
         """The folder of the vectors; the same command goes on after a kill."""
         modality: str | None = None

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from checkpoints.digest import file_sha256
+from checkpoints.hub import encoder_folder
 from checkpoints.rows import Shards, differences, read_rows
 from pipelines.content import Problem
 from pipelines.schema import DataError, Dataset
@@ -51,7 +52,8 @@ def embed(
 ) -> dict[str, Any]:
     """Vectors of every item by the encoder in the folder `path`, to OUT; called again, it goes on.
 
-    path: config.json and safetensors of a published one, or the run of `zoo pretrain OBJECTIVE`.
+    path: config.json and safetensors of a published one, its repository "owner/name" on the Hugging
+    Face Hub, or the run of `zoo pretrain OBJECTIVE`.
     modality: text, image, audio or video; None: the one that the encoder has, else text. pooling:
     which vector [b,d] of what the encoder returns, or `layers`, the mean token of every layer side
     by side, for side networks. dtype: of the layers; the vectors are float32.
@@ -70,11 +72,12 @@ def embed(
         raise ValueError(
             f"batch is {batch} on {jax.process_count()} processes; expected >= 1 on 1."
         )
-    folder = Path(path)
+    folder = Path(path) if is_own(Path(path)) else encoder_folder(path)
     enc, content = _opened(dataset, folder, modality, dtype, max_length, seconds)
     modality = which(enc.modules, modality, folder)
     run = _runner(enc, modality, pooling, content, mesh)
-    facts = _facts(dataset, folder, content)
+    named = folder.resolve().name if Path(path).exists() else f"{path}@{folder.name}"
+    facts = _facts(dataset, folder, content) | {"encoder": named}
     facts |= {"modality": modality, "pooling": pooling, "dtype": dtype, "batch": batch}
     facts |= {"layers": enc.modules[modality].stack.layers + 1} if pooling == LAYERS else {}
     shards = Shards(out, facts)
@@ -262,7 +265,7 @@ def _by_layer(states: jax.Array, inputs: tuple) -> jax.Array:
 
 def tower_inputs(dataset: Dataset, folder: str | Path, modalities: Sequence[str]) -> dict:
     """{modality: (what its tower reads, n+1 rows by number of input; present; problems)}."""
-    folder, made = Path(folder), {}
+    folder, made = encoder_folder(folder), {}
     enc = encoder(folder)
     for name in modalities:
         content = content_of(dataset, folder, enc, which(enc.modules, name, folder))
@@ -299,7 +302,6 @@ def _facts(dataset: Dataset, folder: Path, content: Content) -> dict[str, Any]:
         "items_sha256": json_sha256(_ids(dataset)),
         "rows": len(content.rows),
         "content_sha256": content.sha256,
-        "encoder": folder.resolve().name,
         "encoder_files": _files(folder),
         "preprocessing": content.how,
     }

@@ -9,6 +9,7 @@ import jax
 from checkpoints.bundle import save_bundle
 from zoo import coding
 from zoo import mesh as meshes
+from zoo.adapt import merged
 from zoo.data import Data
 from zoo.encoders.own import word_ids_sha256
 from zoo.encoders.small import Encoding, encoders
@@ -16,6 +17,7 @@ from zoo.end_to_end import end_to_end
 from zoo.fitting import Fitted
 from zoo.models import build, entry, fields, reads
 from zoo.recipes import adapted_by
+from zoo.serve import Pretrained
 
 
 def save(
@@ -77,6 +79,36 @@ def save(
         evaluation=evaluation_row,
         card=card(model, config, split, evaluation_row),
         codes=codes or None,
+    )
+
+
+def save_merged(folder: str | Path, bundle: Pretrained) -> Path:
+    """The bundle as one of the model alone, what LoRA learned added to its kernels: as large, and
+    as fast, as before it was adapted.
+
+    Raises ValueError for a bundle that is not adapted, for additions that are layers of their own
+    (adapters, prompts), and for one with a prior: merge first, then `zoo fuse`.
+    """
+    if "adapt" not in bundle.config or "prior" in bundle.config:
+        raise ValueError(
+            f"the bundle is of {bundle.config['model']}, adapted by {bundle.config.get('adapt')}, "
+            f"{'with' if 'prior' in bundle.config else 'without'} a prior; expected an adapted "
+            "model without one."
+        )
+    config = {k: v for k, v in bundle.config.items() if k != "adapt"}
+    own = bundle.bundle
+    return save_bundle(
+        folder,
+        config=config,
+        params=meshes.fetch(merged(bundle.recommender, bundle.params)),
+        item_ids=own.item_ids,
+        item_columns=own.item_columns,
+        features=own.catalogue,
+        feature_manifest=own.features,
+        split=bundle.split,
+        evaluation=own.evaluation,
+        card=card(config["model"], config, bundle.split, own.evaluation),
+        codes=own.codes,
     )
 
 
