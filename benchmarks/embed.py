@@ -24,7 +24,7 @@ from decode import Side, load, rounded, summary, write
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "results" / "embed.json"
 sys.path.append(str(HERE / "competitors"))
-BATCHES = {"text": (16, 32, 64), "image": (2, 4, 8, 16, 32, 64)}  # of both sides
+BATCHES = {"text": (32, 64), "image": (2, 4, 8, 16, 32, 64)}  # of both sides
 PICTURES = 128
 
 
