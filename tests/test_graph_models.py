@@ -36,6 +36,8 @@ def world(parts: int = 1) -> tuple[dict, dict, Ragged]:
     valid = (np.arange(ROWS) > 0) & (np.arange(ROWS) <= N_ITEMS)
     users = np.repeat(np.arange(N_USERS + 1, dtype=np.int32), histories.lengths)
     present = {m: valid & (rng.random(ROWS) < 0.9) for m in ("image", "text")}
+    for m in present:  # three items have no modality at all, one of them cold
+        present[m][[5, 6, N_ITEMS - 2]] = False
     features = {m: rng.normal(size=(ROWS, f)) for m, f in (("image", 6), ("text", 5))}
     catalogue = {
         "valid": valid,

@@ -14,7 +14,7 @@ from zoo.blockwise import in_blocks
 
 Array = jax.Array
 STARTS = ("plusplus", "sample")
-BLOCK_ELEMENTS = {"cpu": 131_072}  # distances held at once: what a core's cache holds
+BLOCK_ELEMENTS = {"cpu": 524_288}  # distances held at once: what a core's cache holds
 ELSEWHERE = 8_000_000
 
 
@@ -130,13 +130,14 @@ def mini_batches(x: Array, codebook: Array, key: Array, steps: int, batch: int) 
 
     def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         codebook, seen = carry
-        rows = x[jax.random.choice(jax.random.fold_in(key, i), x.shape[0], (batch,), False)]
+        rows = x[order[(i * batch + jnp.arange(batch)) % x.shape[0]]]  # no row twice
         codes = nearest(rows, codebook)
         sums, counts = _gather(rows, codes, codebook.shape[0])
         seen = seen + counts
         moved = codebook + (sums - counts[:, None] * codebook) / jnp.maximum(seen, 1)[:, None]
         return _refill(moved, seen == 0, rows, codebook, codes), seen
 
+    order = jax.random.permutation(key, x.shape[0])
     start = codebook, jnp.zeros(codebook.shape[0], codebook.dtype)
     return lax.fori_loop(0, steps, step, start)[0]
 

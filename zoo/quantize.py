@@ -160,11 +160,18 @@ def _keys(seed: int, n: int) -> Iterator[Array]:
     return (jax.random.fold_in(jax.random.key(seed), i) for i in range(n))
 
 
+def _in_order(x: np.ndarray) -> np.ndarray:
+    """int [n]: the rows of x [n,d] sorted by the last column, where that ties by the one before."""
+    order = np.argsort(x[:, -1], kind="stable")
+    last = x[order, -1]
+    return np.lexsort(x.T) if np.any(last[1:] == last[:-1]) else order
+
+
 def _prepared(x: np.ndarray, size: int, standardise: bool) -> tuple[Array, Array, Array]:
     """Rows in an order of their own, so that sampling does not depend on the caller's."""
     check_vectors(x, size)
     x = np.asarray(x, np.float32)
-    x = x[np.lexsort(x.T)]
+    x = x[_in_order(x)]
     shift = x.mean(0, dtype=np.float64) if standardise else np.zeros(x.shape[1])
     scale = x.std(0, dtype=np.float64) if standardise else np.ones(x.shape[1])
     scale = np.where(scale > 1e-6, scale, 1.0)
