@@ -94,6 +94,12 @@ def test_the_same_seed_gives_the_same_codes_in_any_order_of_the_items():
     assert not np.array_equal(one.codebooks, other.codebooks)
 
 
+def test_rows_are_sorted_by_their_last_columns():
+    x = np.random.default_rng(0).integers(0, 3, (500, 4)).astype(np.float32)
+    x[:250, -1] += np.arange(250)
+    np.testing.assert_array_equal(x[quantize._in_order(x)], x[np.lexsort(x.T)])
+
+
 def test_standardised_columns_weigh_alike():
     x, label = blobs(spread=1.0)
     scaled = x * np.asarray([1e3] + [1e-2] * 7, np.float32)

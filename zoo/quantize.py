@@ -163,8 +163,11 @@ def _keys(seed: int, n: int) -> Iterator[Array]:
 def _in_order(x: np.ndarray) -> np.ndarray:
     """int [n]: the rows of x [n,d] sorted by the last column, where that ties by the one before."""
     order = np.argsort(x[:, -1], kind="stable")
-    last = x[order, -1]
-    return np.lexsort(x.T) if np.any(last[1:] == last[:-1]) else order
+    same = np.diff(x[order, -1]) == 0
+    tied = np.r_[False, same] | np.r_[same, False]
+    rows = order[tied]
+    order[tied] = rows[np.lexsort(x[rows].T)]
+    return order
 
 
 def _prepared(x: np.ndarray, size: int, standardise: bool) -> tuple[Array, Array, Array]:
