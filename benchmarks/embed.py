@@ -61,11 +61,11 @@ def catalogue(args: argparse.Namespace):
 def pictures(args: argparse.Namespace) -> dict:
     import jax
 
-    from zoo.encoders import encoder
+    from zoo.encoders.load import encoder
 
     made, x = encoder(args.encoder), np.load(args.pictures)
     params = jax.device_put(made.params)
-    run = jax.jit(lambda p, part: made.apply["image"](p, part)["cls"])
+    run = jax.jit(lambda p, part: made.apply["image"](p, part)["pooled"])
 
     def work(batch: int) -> None:
         done = [run(params, x[at : at + batch]) for at in range(0, len(x), batch)]
