@@ -201,6 +201,10 @@ def codes() -> str:
     return "\n".join([*lines, "", "; ".join(how) + busy])
 
 
+EMBEDDED = {
+    "text": ("`zoo embed`, MiniLM on 12,101 titles", "Sentence Transformers"),
+    "image": ("ViT-S/16, pictures of 224 x 224", "PyTorch"),
+}
 STARTS = {"sample": "sampled start", "plusplus": "k-means++ start", "batches": "mini-batches"}
 
 
@@ -241,6 +245,11 @@ def fast() -> str:
                 f"| beam search among existing items | processor time | {beside} | "
                 f"{_ratio(held[key])} |"
             )
+    for name, told in (load("embed") or {}).items():
+        what, beside = EMBEDDED[name]
+        x, (low, high) = told["row"]["torch"]["ms"], told["row"]["torch"]["ms"]["range"]
+        ratio = f"{x['over_zoo']:.2f} ({low:.2f} to {high:.2f})"
+        lines.append(f"| {what} | wall time, 2 cores | {beside} | {ratio} |")
     for told, way, what in _quantised():
         ratio = _ratio(told[way]["summary"]["sklearn"])
         lines.append(f"| {what} | processor time | scikit-learn | {ratio} |")
