@@ -22,6 +22,7 @@ from zoo.embed import embed, embedded
 from zoo.encoders import inputs
 from zoo.encoders.inputs import content_of, item_texts, widths_of
 from zoo.encoders.load import encoder
+from zoo.mesh import make_mesh
 
 N = 30
 VIT = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -197,6 +198,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(dataset, bert, texts, tmp_path, m
     assert again.vectors.tobytes() == whole.vectors.tobytes()
     np.testing.assert_array_equal(again.present, whole.present)
     assert not list(tmp_path.glob("shard-*")) and not list(tmp_path.glob(".*"))
+
+
+def test_a_mesh_of_one_device_is_none(dataset, bert, texts, tmp_path):
+    """As the command line has it where there is one."""
+    embed(dataset, bert, tmp_path, batch=4, mesh=make_mesh(1))
+    assert read_rows(tmp_path).vectors.tobytes() == read_rows(texts[0]).vectors.tobytes()
 
 
 def test_what_is_done_is_not_done_again(dataset, bert, texts):

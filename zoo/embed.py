@@ -226,7 +226,8 @@ def _runner(
     enc: Encoder, modality: str, pooling: str, content: Content, mesh: Mesh | None
 ) -> Callable:
     """The jitted function (params of the tower, inputs) -> [b,d]; float32 is not lowered."""
-    held = None if mesh is not None else HELD.get(jax.default_backend())
+    alone = mesh is None or mesh.size == 1
+    held = HELD.get(jax.default_backend()) if alone else None
 
     def outputs(params: Any, *inputs: jax.Array) -> dict[str, jax.Array]:
         return enc.apply[modality]({modality: params}, *inputs)
