@@ -7,9 +7,9 @@ Writes checkpoints/pretrained/NAME.
 import argparse
 from pathlib import Path
 
-from checkpoints.bundle import load_bundle, save_bundle
+from checkpoints.bundle import load_bundle
 from zoo import api
-from zoo.saving import card
+from zoo.saving import save_again
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "pretrained"
 
@@ -24,19 +24,8 @@ def main() -> None:
     bundle = load_bundle(args.run / "bundle")
     test = api.evaluate(api.from_pretrained(args.run), args.data).metrics
     results = {**bundle.evaluation, "test": test}
-    model, split = bundle.config["model"], bundle.split
-    folder = save_bundle(
-        SHIPPED / args.name,
-        config=bundle.config,
-        params=bundle.params,
-        item_ids=bundle.item_ids,
-        item_columns=bundle.item_columns if args.titles else {},
-        features=bundle.catalogue,
-        feature_manifest=bundle.features,
-        split=split,
-        evaluation=results,
-        card=card(model, bundle.config, split, results),
-    )
+    what = (bundle, bundle.config, bundle.params, results)
+    folder = save_again(SHIPPED / args.name, *what, titles=args.titles)
     print(folder.relative_to(SHIPPED.parent.parent), {k: round(v, 4) for k, v in test.items()})
 
 

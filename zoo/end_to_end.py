@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.blockwise import in_blocks
 from zoo.recommender import Batch, Catalogue, Recommender, undrawn
 
 Array = jax.Array
 ASKED = ("items", "targets")  # what of a batch names items
-CHUNK = 128  # rows of the catalogue encoded at a time; table rows are a multiple
+CHUNK = 128  # rows of the catalogue encoded at a time
 
 
 class ContentEncoder(NamedTuple):
@@ -133,9 +134,8 @@ def encoded_catalogue(
     if not encoders:
         return catalogue
     n = len(catalogue["valid"])
-    chunks = jnp.arange(n).reshape(-1, CHUNK if n % CHUNK == 0 else n)
-    made = jax.lax.map(lambda ids: encoded(encoders, params, catalogue, ids), chunks)
-    made = {name: x.reshape(n, -1) for name, x in made.items()}
+    of = lambda ids: encoded(encoders, params, catalogue, ids)  # noqa: E731
+    made = in_blocks(of, CHUNK, jnp.arange(n))
     if centre:
         spread = {m: spread_of(x, catalogue["present"][m]) for m, x in made.items()}
         made = {m: standardised(x, *spread[m]) for m, x in made.items()}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from zoo.blockwise import in_blocks
 from zoo.mesh import fetch, path_name, shard_batch
 from zoo.recommender import Catalogue, Index, Params, Recommender
 from zoo.result import Asked, Result, Strata, result, target_count_and_length
@@ -145,16 +146,12 @@ def _place(recommender, k, params, index, batch, positives) -> Ranks:
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _count(recommender, chunk, tiles, params, index, valid, batch, positives, exclude) -> Ranks:
-    def count(rows):
-        query, positives, exclude = rows
+    def count(query, positives, exclude):
         match = partial(recommender.match, params, index, query)
         return count_ranks(match, len(valid), positives, valid, exclude, chunk)
 
     rows = (recommender.encode(params, index, batch), positives, exclude)
-    if tiles == 1:
-        return count(rows)
-    cut = jax.tree.map(lambda x: x.reshape(tiles, -1, *x.shape[1:]), rows)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(count, cut))
+    return in_blocks(count, len(positives) // tiles, *rows)
 
 
 def _read(batch: dict, ranks: Ranks, valid: np.ndarray, mask: bool) -> dict[str, np.ndarray]:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from checkpoints.bundle import save_bundle
 from pipelines.schema import Events
 from pipelines.words import words
 from zoo import api
@@ -16,7 +15,7 @@ from zoo.counted import SERVED, best_floor, check_served, choosing, counted, lon
 from zoo.models import fields
 from zoo.models.fusion import fuse
 from zoo.recommender import Recommender
-from zoo.saving import card
+from zoo.saving import save_again
 from zoo.serve import Pretrained
 
 log = logging.getLogger("zoo")
@@ -125,22 +124,10 @@ def save_with_prior(
     """The bundle again, with its prior inside; serves by itself."""
     told = {"floor": both.floor, "fields": both.chosen, "how": both.how, "weight": both.weight}
     config = bundle.config | {"prior": told, "max_len": reading(bundle, data)}
-    known, model = (both.recommender, both.params), bundle.config["model"]
+    known = (both.recommender, both.params)
     kept = {"catalogue": bundle.catalogue, "max_len": config["max_len"]}
     scores = {"valid": api.evaluate(known, data, "valid", **kept).metrics}
-    return save_bundle(
-        folder,
-        config=config,
-        params=both.params,
-        item_ids=bundle.bundle.item_ids,
-        item_columns=bundle.bundle.item_columns,
-        features=bundle.bundle.catalogue,
-        feature_manifest=bundle.bundle.features,
-        split=bundle.split,
-        evaluation=scores,
-        card=card(model, config, bundle.split, scores),
-        codes=bundle.bundle.codes,
-    )
+    return save_again(folder, bundle.bundle, config, both.params, scores)
 
 
 def default_floor(data: api.Data) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from checkpoints.bundle import save_bundle
+from checkpoints.bundle import Bundle, save_bundle
 from zoo import coding
 from zoo import mesh as meshes
 from zoo.adapt import merged
@@ -96,19 +96,31 @@ def save_merged(folder: str | Path, bundle: Pretrained) -> Path:
             "model without one."
         )
     config = {k: v for k, v in bundle.config.items() if k != "adapt"}
-    own = bundle.bundle
+    params = meshes.fetch(merged(bundle.recommender, bundle.params))
+    return save_again(folder, bundle.bundle, config, params, bundle.bundle.evaluation)
+
+
+def save_again(
+    folder: str | Path,
+    bundle: Bundle,
+    config: dict[str, Any],
+    params: Any,
+    evaluation: dict[str, Any],
+    titles: bool = True,
+) -> Path:
+    """A bundle with another config, other parameters or figures; all else as it was."""
     return save_bundle(
         folder,
         config=config,
-        params=meshes.fetch(merged(bundle.recommender, bundle.params)),
-        item_ids=own.item_ids,
-        item_columns=own.item_columns,
-        features=own.catalogue,
-        feature_manifest=own.features,
+        params=params,
+        item_ids=bundle.item_ids,
+        item_columns=bundle.item_columns if titles else {},
+        features=bundle.catalogue,
+        feature_manifest=bundle.features,
         split=bundle.split,
-        evaluation=own.evaluation,
-        card=card(config["model"], config, bundle.split, own.evaluation),
-        codes=own.codes,
+        evaluation=evaluation,
+        card=card(config["model"], config, bundle.split, evaluation),
+        codes=bundle.codes,
     )
 
 
