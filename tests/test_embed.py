@@ -18,7 +18,8 @@ from pipelines.schema import DataError
 from zoo import api
 from zoo import embed as module
 from zoo.cli import main
-from zoo.embed import embed, embedded
+from zoo.embed import embed
+from zoo.embedded import embedded
 from zoo.encoders import inputs
 from zoo.encoders.inputs import content_of, item_texts, widths_of
 from zoo.encoders.load import encoder

@@ -22,7 +22,8 @@ from zoo.content_objectives import (
     objective,
 )
 from zoo.data import with_raw
-from zoo.embed import embed, embedded
+from zoo.embed import embed
+from zoo.embedded import embedded
 from zoo.encoders.small import Encoding, encoders
 from zoo.pretraining import SETTINGS, _catalogue, _parts, pretrain_content
 

@@ -217,17 +217,9 @@ def _fuse(argv: list[str]) -> int:
 
 def _merge(argv: list[str]) -> int:
     name = _positional(argv, "RUN_OR_BUNDLE", "merge")
+    from zoo.cli_floors import merge_command
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class MergeArgs:
-        out: Path
-        json: bool = False
-
-    args = _parse(MergeArgs, _behind(argv), "merge RUN_OR_BUNDLE")
-    from zoo.saving import save_merged
-    from zoo.serve import from_pretrained
-
-    return tell({"bundle": str(save_merged(args.out / "bundle", from_pretrained(name)))}, args.json)
+    return merge_command(name, _behind(argv))
 
 
 def _floors(argv: list[str]) -> int:

@@ -1,4 +1,5 @@
-"""The shell's commands about floors: floors, train FLOOR, and fuse."""
+"""The shell's commands about floors, floors, train FLOOR and fuse; and merge, which like fuse makes
+a bundle of a bundle."""
 
 import dataclasses
 from pathlib import Path
@@ -91,3 +92,18 @@ def fuse_command(name: str, argv: list[str]) -> int:
     names = ("floor", "chosen", "how", "weight", "metric", "alone", "grid")
     told = {k: getattr(both, k) for k in names}
     return tell({"bundle": str(folder), **told}, args.json)
+
+
+def merge_command(name: str, argv: list[str]) -> int:
+    """zoo merge."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class MergeArgs:
+        out: Path
+        json: bool = False
+
+    args = parse(MergeArgs, argv, "merge RUN_OR_BUNDLE", "what LoRA learned, inside the kernels")
+    from zoo.saving import save_merged
+    from zoo.serve import from_pretrained
+
+    return tell({"bundle": str(save_merged(args.out / "bundle", from_pretrained(name)))}, args.json)

@@ -18,7 +18,8 @@ from pipelines.schema import DataError, Dataset, Split
 from pipelines.words import words
 from zoo import coding
 from zoo import mesh as meshes
-from zoo.embed import embedded, layered, tower_inputs
+from zoo.embed import tower_inputs
+from zoo.embedded import embedded, layered
 from zoo.encoders.small import Encoding, how_raw
 from zoo.serve import Pretrained, from_pretrained
 

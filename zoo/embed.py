@@ -6,7 +6,6 @@ vectors of another making are refused, so that two spaces never mix in one featu
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,21 +17,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from checkpoints.digest import file_sha256
 from checkpoints.hub import encoder_folder
-from checkpoints.rows import Shards, differences, read_rows
+from checkpoints.rows import Shards, read_rows
 from pipelines.content import Problem
-from pipelines.schema import DataError, Dataset
+from pipelines.schema import Dataset
 from zoo import mesh as meshes
 from zoo.blockwise import in_blocks
+from zoo.embedded import LAYERS, ids_of
 from zoo.encoders.blocks import mean_of_tokens
 from zoo.encoders.inputs import Content, content_of, json_sha256
 from zoo.encoders.load import Encoder, encoder, which
 from zoo.encoders.own import is_own, own_encoder
 from zoo.names import unknown
 
-LAYERS = "layers"
 SHARD = 8  # batches; a kill costs at most these
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-SPACE = ("modality", "encoder_files", "preprocessing", "pooling", "dtype")  # what a vector means
 HELD = {"cpu": 1024}  # tokens an encoder reads at a time: their attention stays in the cache
 log = logging.getLogger("zoo")
 
@@ -84,7 +82,7 @@ def embed(
     before = shards.done
     if not shards.complete:
         _fill(shards, run, enc.params[modality], content, dataset, mesh, report)
-        shards.finish(modality, content.rows - 1, _ids(dataset))
+        shards.finish(modality, content.rows - 1, ids_of(dataset))
     made = read_rows(out)
     told = {k: facts[k] for k in ("data", "encoder", "modality", "pooling", "items")}
     told |= {"present": int(made.present.sum()), "width": made.vectors.shape[1]}
@@ -110,52 +108,6 @@ def _opened(
     enc = encoder(folder, dtype=DTYPES[dtype])
     modality = which(enc.modules, modality, folder)
     return enc, content_of(dataset, folder, enc, modality, max_length, seconds)
-
-
-def embedded(folder: str | Path, dataset: Dataset) -> Dataset:
-    """The data set with the vectors of a finished folder as features of their modality.
-
-    Items are found by their ids, so those of a k-core are too. They take the place of features of
-    that modality that the data set had. Raises ValueError for a folder that is none, unfinished
-    or damaged, and DataError for one of another data set or of other items.
-    """
-    made = read_rows(folder)
-    facts, ids = made.facts, _ids(dataset)
-    if facts["data"] != dataset.name:
-        raise DataError(
-            f"{folder} holds vectors of {facts['data']}, the data set is {dataset.name}. "
-            "Ids of two data sets may be equal and mean other items: embed this one."
-        )
-    if json_sha256(ids) != facts["items_sha256"]:
-        made = made._replace(**_picked(made.vectors, made.present, made.ids, ids, folder))
-    modality = facts["modality"]
-    if modality in dataset.source.get("embedded", {}):
-        raise DataError(f"{folder}: '{modality}' has vectors already: name one folder a modality.")
-    vectors = np.concatenate([np.zeros((1, made.vectors.shape[1]), np.float32), made.vectors])
-    told = {**dataset.source.get("embedded", {}), modality: facts}
-    return replace(
-        dataset,
-        features={**dataset.features, modality: vectors},
-        present={**dataset.present, modality: np.r_[False, made.present]},
-        source={**dataset.source, "embedded": told},
-    )
-
-
-def space_differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
-    """How the meaning of vectors differs, of two manifests' facts ({}: features of no encoder)."""
-    return differences({k: theirs.get(k) for k in SPACE}, {k: mine.get(k) for k in SPACE})
-
-
-def _picked(vectors, present, theirs: list[str], ids: list[str], folder: Any) -> dict[str, Any]:
-    at = {item: row for row, item in enumerate(theirs)}
-    lost = [item for item in ids if item not in at]
-    if lost:
-        raise DataError(
-            f"{folder} has no rows for {len(lost)} of {len(ids)} items, first {lost[:3]}; its ids "
-            f"look like {theirs[:3]}. Embed the whole data set once, with the same part."
-        )
-    rows = np.array([at[item] for item in ids], int)
-    return {"vectors": vectors[rows], "present": present[rows]}
 
 
 def _fill(
@@ -283,24 +235,12 @@ def _rows_of(x: np.ndarray, rows: np.ndarray, n_items: int) -> np.ndarray:
     return table
 
 
-def layered(dataset: Dataset, modality: str) -> np.ndarray:
-    """float32 [n+1,k+1,d]: the features of a modality by layer. DataError where they are not."""
-    facts = dataset.source.get("embedded", {}).get(modality, {})
-    if facts.get("pooling") != LAYERS:
-        raise DataError(
-            f"{dataset.name}: the '{modality}' features are not one vector a layer; make them with "
-            "zoo embed --pooling layers, and name the folder with --features."
-        )
-    x = dataset.features[modality]
-    return x.reshape(len(x), facts["layers"], -1)
-
-
 def _facts(dataset: Dataset, folder: Path, content: Content) -> dict[str, Any]:
     """What the vectors are of, as far as the data and the encoder's folder say it."""
     return {
         "data": dataset.name,
         "items": dataset.n_items,
-        "items_sha256": json_sha256(_ids(dataset)),
+        "items_sha256": json_sha256(ids_of(dataset)),
         "rows": len(content.rows),
         "content_sha256": content.sha256,
         "encoder_files": _files(folder),
@@ -315,7 +255,3 @@ def _files(folder: Path) -> dict[str, str]:
     paths = [*folder.iterdir(), folder / "1_Pooling" / "config.json"]
     paths = sorted(path for path in paths if path.suffix in kinds and path.is_file())
     return {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
-
-
-def _ids(dataset: Dataset) -> list[str]:
-    return [str(item) for item in dataset.item_ids[1:]]

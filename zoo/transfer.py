@@ -11,7 +11,7 @@ from checkpoints.bundle import Bundle
 from zoo import coding
 from zoo.adapt import merged
 from zoo.data import Data
-from zoo.embed import space_differences
+from zoo.embedded import space_differences
 from zoo.encoders.own import word_ids_sha256
 from zoo.encoders.small import SIZES, Encoding
 from zoo.serve import Pretrained, bundle_of
