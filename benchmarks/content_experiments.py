@@ -53,6 +53,8 @@ CONTENT_RUNS: dict[str, dict] = {
     **{f"{host}-pretrained": on_movies(host, **own, **FIRST) for host, own in OWN_OF.items()},
     "try-sasrec-still": on_movies("sasrec", **STILL),
     "try-sasrec-drifting": on_movies("sasrec", **OWN),
+    "try-two_tower-still": on_movies("two_tower", **STILL),
+    "try-two_tower-centred": on_movies("two_tower", **CENTRED),
     **{
         f"two_tower-{name}": on_movies("two_tower", **OWN, **FIRST, adapt=recipe)
         for name, recipe in ADAPTED.items()

@@ -127,6 +127,13 @@ def by_freedom(**fields) -> dict:
     return {"model": "freedom", "fields": fields, "settings": {}, "tokenize": REC_IDS}
 
 
+# As wide as published ones, for as long as one core has an hour and a half.
+LONG_TIGER = {
+    **TIGER,
+    "fields": {"dropout": 0.2},
+    "settings": TIGER["settings"]
+    | {"epochs": 40, "rate": 1e-3, "evaluate_every": 1648, "patience": 5},
+}
 EXPERIMENTS: dict[str, dict] = {
     **GRAPH,
     **CONTENT_RUNS,
@@ -155,6 +162,7 @@ EXPERIMENTS: dict[str, dict] = {
         for model in ("tiger", "liger")
     },
     "tiger-letter-beauty": {**TIGER, "options": {"codes": "letter_sid"}},
+    "tiger-long-beauty": {**LONG_TIGER, "options": {"codes": "letter_sid"}},
     "tiger-rkmeans-beauty": {**TIGER, "options": {"codes": "rkmeans:text"}},
     "tiger-random-beauty": {**TIGER, "options": {"codes": "random"}},
     "towers-id": {**MOVIES, "fields": {**TOWERS, "items": "id"}},
