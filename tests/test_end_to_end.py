@@ -301,9 +301,33 @@ def test_a_graft_brings_the_encoders_to_a_run_that_has_them(shop, tmp_path):
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-4
 
 
+OF_GRAPHS = {"vbpr": {}, "bm3": {"train_features": False}, "lgmrec": {}, "graphsage": {}}
+
+
+@pytest.mark.parametrize(
+    "name", ["vbpr", *(pytest.param(x, marks=pytest.mark.slow) for x in list(OF_GRAPHS)[1:])]
+)
+def test_graph_models_without_item_graphs_learn_an_encoder(shop, tmp_path, name):
+    settings = api.settings_for(name, steps=16, batch=16, rate=1e-2)
+    how = {"encoding": replace(ENCODING, remove_drift=True), **OF_GRAPHS[name]}
+    fitted, seen = api.fit(name, shop, tmp_path, settings, **how)
+    still, _ = api.fit(name, shop, None, replace(settings, rates=(("encoders", 0.0),)), **how)
+    moved = jax.tree.map(
+        lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()),
+        fitted.params["encoders"],
+        still.params["encoders"],
+    )
+    assert all(max(jax.tree.leaves(moved[m])) > 1e-3 for m in ("image", "text"))
+    bundle = api.from_pretrained(tmp_path)
+    assert api.evaluate(bundle, shop).metrics == pytest.approx(api.evaluate(fitted, seen).metrics)
+
+
 def test_models_that_cannot_learn_an_encoder_say_so(shop):
-    with pytest.raises(ValueError, match="makes item graphs of its features"):
-        api.fit("freedom", shop, encoding=ENCODING)
+    for name in ("freedom", "mgcn", "em3_public"):
+        with pytest.raises(ValueError, match="makes item graphs of its features"):
+            api.fit(name, shop, encoding=ENCODING)
+    with pytest.raises(ValueError, match="learns a copy of its features"):
+        api.fit("bm3", shop, encoding=ENCODING)
     with pytest.raises(ValueError, match="reads no content here"):
         api.fit("sasrec", shop, encoding=ENCODING, items="id")
     with pytest.raises(ValueError, match="raw content of 'smell'"):

@@ -139,10 +139,16 @@ def _check_floor(model: str, of_training: tuple) -> None:
 def _check_encoding(
     model: str, known: Entry, read: str, chosen: dict[str, Any], encoding: Encoding
 ) -> None:
-    if known.family == "graph":
+    own = fields(model)
+    if known.family == "graph" and {"knn", "item_layers"} & set(own):
         raise ValueError(
             f"{model} makes item graphs of its features before it learns: it takes features "
             "(zoo embed), not an encoder that learns with it."
+        )
+    if chosen.get("train_features", own.get("train_features", (bool, False))[1]):
+        raise ValueError(
+            f"{model} learns a copy of its features, which an encoder would never reach: give "
+            "--model.no-train-features."
         )
     if read == "id":
         raise ValueError(
