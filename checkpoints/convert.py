@@ -21,6 +21,7 @@ from checkpoints.maps.family import Rules
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 Transform = Callable[[np.ndarray], np.ndarray]
+Put = Callable[[str, np.ndarray], Any]  # (our path, the whole array) -> what is kept of it
 
 
 class ConvertError(ValueError):
@@ -28,7 +29,7 @@ class ConvertError(ValueError):
 
 
 class Converted(NamedTuple):
-    """The nested dict of numpy arrays, and the published names that a rule leaves out."""
+    """The nested dict of arrays, and the published names that a rule leaves out."""
 
     params: dict[str, Any]
     ignored: tuple[str, ...]
@@ -66,7 +67,13 @@ def rules_of(model_type: str) -> Rules:
     return MAPS[model_type]
 
 
-def convert(folder: str | Path, rules: Rules, shapes: Mapping[str, Any]) -> Converted:
+def _kept(path: str, x: np.ndarray) -> np.ndarray:
+    return x
+
+
+def convert(
+    folder: str | Path, rules: Rules, shapes: Mapping[str, Any], put: Put = _kept
+) -> Converted:
     """Our parameters from the weights in `folder`, tensor by tensor: one copy in memory.
 
     Args:
@@ -74,11 +81,13 @@ def convert(folder: str | Path, rules: Rules, shapes: Mapping[str, Any]) -> Conv
       rules: the table of the source (`rules_of`).
       shapes: nested dict of leaves with `shape` and `dtype`, as jax.eval_shape gives it. Where it
         has `blocks` (one array for all layers) for a rule's `block_3`, row 3 is filled.
+      put: where a parameter goes as soon as it is whole, onto devices for example: the host then
+        holds only what is still being filled. By default all stay numpy.
 
     Raises ConvertError that lists, all at once, the published tensors without a rule, those
     without a place among `shapes`, those of another shape, and our parameters that nothing fills.
     """
-    filling, ignored = _Filling(dict(_leaves(shapes))), []
+    filling, ignored = _Filling(dict(_leaves(shapes)), put), []
     for shard, names in _shards(Path(folder)).items():
         with _opened(shard) as file:
             for name in names:
@@ -127,7 +136,8 @@ class _Filling:
     """Our arrays while they are filled; `rows` says which layers of a stacked one are there."""
 
     want: dict[str, Any]
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    put: Put = _kept
+    arrays: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, set[int]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
@@ -169,20 +179,25 @@ class _Filling:
         if path not in self.arrays:
             self.arrays[path] = np.empty(self.want[path].shape, self.want[path].dtype)
         self.arrays[path][... if layer is None else layer] = x.reshape(shape)
+        if len(self.rows[path]) == self._layers(path):
+            self.arrays[path] = self.put(path, self.arrays[path])
+
+    def _layers(self, path: str) -> int:
+        """Of how many parts a parameter is filled."""
+        return self.want[path].shape[0] if "/blocks/" in path else 1
 
     def zero(self, patterns: list[str]) -> None:
         """Fill with zeros what no tensor filled and a pattern names."""
         for path, leaf in self.want.items():
             if path not in self.rows and any(re.fullmatch(one, path) for one in patterns):
-                self.arrays[path] = np.zeros(leaf.shape, leaf.dtype)
-                self.rows[path] = set(range(leaf.shape[0]))
+                self.arrays[path] = self.put(path, np.zeros(leaf.shape, leaf.dtype))
+                self.rows[path] = set(range(self._layers(path)))
 
     def unfilled(self) -> list[str]:
         """A line for each of our parameters that is empty, or has layers that are."""
         lines = []
         for path, leaf in self.want.items():
-            there = len(self.rows.get(path, ()))
-            layers = leaf.shape[0] if "/blocks/" in path else 1
+            there, layers = len(self.rows.get(path, ())), self._layers(path)
             if there < layers:
                 lines.append(f"{path} {tuple(leaf.shape)}: ours, {there} of {layers} filled")
         return lines
@@ -249,7 +264,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + name, value
 
 
-def _nested(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, array in flat.items():
         *parents, leaf = path.split("/")

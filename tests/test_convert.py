@@ -9,12 +9,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
 from checkpoints.convert import ConvertError, convert, destinations, rules_of
 from checkpoints.maps import MAPS
 from zoo.encoders.load import encoder, shapes
 from zoo.encoders.published import FAMILIES, towers
+from zoo.mesh import make_mesh
 
 BERT = FIXTURES / "hf_bert"
 QUERY = "encoder.layer.1.attention.self.query.weight"
@@ -48,6 +50,32 @@ def test_dense_layers_are_transposed_and_every_leaf_is_there(target):
     block = params["text"]["stack"]["block_1"]
     np.testing.assert_array_equal(block["attention"]["query"]["kernel"], published[QUERY].T)
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, target)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_weights_go_straight_onto_a_mesh_by_its_rules(scan):
+    plain, spread = encoder(BERT, scan=scan), encoder(BERT, mesh=make_mesh(4, 2), scan=scan)
+    same(plain.params, spread.params)
+    stack = spread.params["text"]["stack"]
+    block = stack["blocks" if scan else "block_0"]
+    lead = (None,) * scan
+    assert block["attention"]["query"]["kernel"].sharding.spec == P(*lead, None, "model")
+    assert block["ffn"]["out"]["kernel"].sharding.spec == P(*lead, "model", None)
+    assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(spread.params))
+
+
+def test_a_parameter_leaves_the_host_as_soon_as_it_is_whole(target):
+    taken = []
+
+    def put(path, x):
+        taken.append(path)
+        return x.max()
+
+    params = convert(BERT, rules_of("bert"), target, put).params
+    assert len(taken) == len(set(taken)) == len(jax.tree.leaves(target))
+    published = load_file(BERT / "model.safetensors")
+    kernel = params["text"]["stack"]["block_1"]["attention"]["query"]["kernel"]
+    assert kernel == published[QUERY].max()
 
 
 def test_a_tensor_without_a_rule_is_an_error(tmp_path, target):

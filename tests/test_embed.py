@@ -207,6 +207,12 @@ def test_a_mesh_of_one_device_is_none(dataset, bert, texts, tmp_path):
     assert read_rows(tmp_path).vectors.tobytes() == read_rows(texts[0]).vectors.tobytes()
 
 
+def test_an_encoder_over_a_mesh_makes_the_same_vectors(dataset, bert, texts, tmp_path):
+    embed(dataset, bert, tmp_path, batch=4, mesh=make_mesh(2, 2))
+    one, many = (read_rows(folder).vectors for folder in (texts[0], tmp_path))
+    np.testing.assert_allclose(many, one, atol=2e-6)
+
+
 def test_what_is_done_is_not_done_again(dataset, bert, texts):
     def report(*_):
         raise AssertionError("it ran")

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from checkpoints.digest import file_sha256
 from checkpoints.hub import encoder_folder
@@ -56,7 +56,8 @@ def embed(
     which vector [b,d] of what the encoder returns, or `layers`, the mean token of every layer side
     by side, for side networks. dtype: of the layers; the vectors are float32.
     max_length: tokens a text is cut to, None: as many as the encoder was trained on. seconds: how
-    much of a clip Wav2Vec2 hears. mesh: rows of a batch go over its data axis. report(rows done,
+    much of a clip Wav2Vec2 hears. mesh: rows of a batch go over its data axis, the encoder by its
+    rules. report(rows done,
     of, {}).
 
     OUT gets <modality>_feat.npy float32 [n_items, d], row r of item r + 1, zero where
@@ -71,7 +72,7 @@ def embed(
             f"batch is {batch} on {jax.process_count()} processes; expected >= 1 on 1."
         )
     folder = Path(path) if is_own(Path(path)) else encoder_folder(path)
-    enc, content = _opened(dataset, folder, modality, dtype, max_length, seconds)
+    enc, content = _opened(dataset, folder, modality, dtype, max_length, seconds, mesh)
     modality = which(enc.modules, modality, folder)
     run = _runner(enc, modality, pooling, content, mesh)
     named = folder.resolve().name if Path(path).exists() else f"{path}@{folder.name}"
@@ -96,6 +97,7 @@ def _opened(
     dtype: str,
     max_length: int | None,
     seconds: float,
+    mesh: Mesh | None,
 ) -> tuple[Encoder, Content]:
     """An encoder, published or of a pretraining run, and what of the items it reads."""
     if is_own(folder):
@@ -105,7 +107,7 @@ def _opened(
                 "as it was trained on. Leave --dtype and --max-length away."
             )
         return own_encoder(folder, dataset, modality)
-    enc = encoder(folder, dtype=DTYPES[dtype])
+    enc = encoder(folder, mesh=mesh, dtype=DTYPES[dtype])
     modality = which(enc.modules, modality, folder)
     return enc, content_of(dataset, folder, enc, modality, max_length, seconds)
 
@@ -123,7 +125,7 @@ def _fill(
     batch, total = shards.manifest["facts"]["batch"], len(content.rows)
     if mesh is not None:
         meshes.check_batch_fits(batch, mesh)
-    params = jax.device_put(params, mesh and NamedSharding(mesh, PartitionSpec()))
+    params = jax.device_put(params, mesh and meshes.shardings(params, mesh))
     vectors, absent = [], []
     for x, there, problems, places in _batches(run, params, content, shards.done, batch, mesh):
         _check_finite(x[there], dataset.item_ids[content.rows[places][there]])

@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from checkpoints.convert import convert, rules_of, tensor_names
 from checkpoints.hub import encoder_folder
+from zoo import mesh as meshes
 from zoo.encoders.published import towers
 from zoo.names import unknown
 
@@ -37,12 +40,15 @@ class Encoder(NamedTuple):
     apply: dict[str, Callable[..., Outputs]]
 
 
-def encoder(path: str | Path, revision: str | None = None, **stack: Any) -> Encoder:
+def encoder(
+    path: str | Path, revision: str | None = None, mesh: Mesh | None = None, **stack: Any
+) -> Encoder:
     """The encoder in a folder of config.json and safetensors, as Hugging Face lays it out, or in
     its repository "owner/name" there, at `revision` (a branch, tag or commit).
 
-    `stack` are fields of EncoderStack: dtype, dropout, scan, remat. Parameters are float32 numpy
-    arrays. Pooling and unit length are those of modules.json where the folder has one (Sentence
+    `stack` are fields of EncoderStack: dtype, dropout, scan, remat. Parameters are float32: numpy
+    arrays, or, with a mesh, on its devices by the rules of mesh.py, each as soon as it is read.
+    Pooling and unit length are those of modules.json where the folder has one (Sentence
     Transformers). Raises ValueError naming the file, what was expected and what was found.
     """
     folder = encoder_folder(path, revision)
@@ -59,8 +65,15 @@ def encoder(path: str | Path, revision: str | None = None, **stack: Any) -> Enco
             "the fields that Hugging Face writes for it, whole numbers as sizes, heads that divide "
             "the width. Fetch it again."
         ) from error
-    params = convert(folder, rules, wanted).params
+    params = convert(folder, rules, wanted, *([] if mesh is None else [onto(mesh, wanted)])).params
     return Encoder(modules, params, config, {m: _apply(m, one) for m, one in modules.items()})
+
+
+def onto(mesh: Mesh, wanted: Any) -> Callable[[str, np.ndarray], Array]:
+    """What puts a parameter of the tree `wanted` onto the mesh: (its path, the array) -> Array."""
+    paths = jax.tree_util.tree_leaves_with_path(meshes.shardings(wanted, mesh))
+    places = {meshes.path_name(path): place for path, place in paths}
+    return lambda path, x: jax.make_array_from_callback(x.shape, places[path], lambda at: x[at])
 
 
 def which(known: Iterable[str], modality: str | None, folder: Path) -> str:
