@@ -289,6 +289,21 @@ def test_a_run_encodes_its_content_and_its_bundle_serves_alike(shop, tmp_path, n
         api.fit("sasrec", shop, tmp_path / "run", settings, **FIELDS)
 
 
+def test_half_precision_reads_nearly_the_same_and_keeps_float32_parameters(shop):
+    raw = with_raw(shop, ENCODING).catalogue()["raw"]
+    made = {}
+    for dtype in ("float32", "bfloat16"):
+        for name, one in encoders(replace(ENCODING, dtype=dtype), raw).items():
+            params = one.init(KEY, raw[name])
+            assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
+            made[name, dtype] = np.asarray(one.apply(params, raw[name], None))
+    for name in ("image", "text"):
+        full, half = made[name, "float32"], made[name, "bfloat16"]
+        assert half.dtype == np.float32 and 0 < np.abs(full - half).max() < 0.1
+    with pytest.raises(ValueError, match="unknown dtype of an encoder 'float8'"):
+        encoders(replace(ENCODING, dtype="float8"), raw)
+
+
 @pytest.mark.slow
 def test_a_graft_brings_the_encoders_to_a_run_that_has_them(shop, tmp_path):
     settings = api.Settings(steps=8, batch=16, rate=1e-2)

@@ -23,14 +23,13 @@ from pipelines.schema import Dataset
 from zoo import mesh as meshes
 from zoo.blockwise import in_blocks
 from zoo.embedded import LAYERS, ids_of
-from zoo.encoders.blocks import mean_of_tokens
+from zoo.encoders.blocks import DTYPES, mean_of_tokens
 from zoo.encoders.inputs import Content, content_of, json_sha256
 from zoo.encoders.load import Encoder, encoder, which
 from zoo.encoders.own import is_own, own_encoder
 from zoo.names import unknown
 
 SHARD = 8  # batches; a kill costs at most these
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 HELD = {"cpu": 1024}  # tokens an encoder reads at a time: their attention stays in the cache
 log = logging.getLogger("zoo")
 

@@ -12,6 +12,7 @@ from zoo.layers import Attention
 Array = jax.Array
 Outputs = dict[str, Array]
 
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # of layers; parameters are float32
 ACTIVATIONS = {
     "relu": nn.relu,
     "gelu": partial(nn.gelu, approximate=False),

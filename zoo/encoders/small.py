@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo.encoders.audio import SpectrogramTransformer
-from zoo.encoders.blocks import EncoderStack, Named
+from zoo.encoders.blocks import DTYPES, EncoderStack, Named
 from zoo.encoders.image import VisionTransformer
 from zoo.encoders.load import encoder, which
 from zoo.encoders.mel import samples_of, spectrogram
@@ -50,6 +50,9 @@ class Encoding:
     shots: int = 4
     """Pictures of a film that are seen."""
     dropout: float = 0.1
+    dtype: str = "float32"
+    """In which the layers compute: float32, or bfloat16 where the hardware has it. Parameters,
+    norms and the vectors stay float32."""
     bound: int = 1024
     """Distinct items of a batch that are encoded (zoo/end_to_end.py)."""
     scan: bool = False
@@ -111,7 +114,7 @@ def standard(x: Array, epsilon: float = 1e-6) -> Array:
 
 def _published(e: Encoding) -> dict[str, ContentEncoder]:
     """The towers in the folder `kind`, with their weights as a start."""
-    found = encoder(e.kind, dropout=e.dropout, **_repeats(e))
+    found = encoder(e.kind, dropout=e.dropout, **_how(e))
     made = {}
     for name in e.modalities:
         module = found.modules[which(found.modules, name, Path(e.kind))]
@@ -128,12 +131,14 @@ def _in_order(raw: dict[str, Array]) -> tuple[Array, ...]:
 
 def _stack(e: Encoding) -> EncoderStack:
     sizes = e.layers, "pre", e.heads, 4 * e.width
-    return EncoderStack(*sizes, dropout=e.dropout, **_repeats(e))
+    return EncoderStack(*sizes, dropout=e.dropout, **_how(e))
 
 
-def _repeats(e: Encoding) -> dict[str, bool]:
-    """Which of scan and remat are on: not every published encoder has them."""
-    return {name: True for name in ("scan", "remat") if getattr(e, name)}
+def _how(e: Encoding) -> dict[str, Any]:
+    """The dtype, and which of scan and remat are on: not every published encoder has them."""
+    if e.dtype not in DTYPES:
+        raise unknown("unknown dtype of an encoder", e.dtype, DTYPES)
+    return {n: True for n in ("scan", "remat") if getattr(e, n)} | {"dtype": DTYPES[e.dtype]}
 
 
 def _image(e: Encoding, raw: Any) -> tuple[Any, Callable[[Any], tuple]]:
