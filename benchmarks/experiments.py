@@ -35,9 +35,10 @@ HSTU_SEARCH = {
 PRETRAIN = {"epochs": 10, "batch": 64, "rate": 1e-3, "patience": 10}
 TUNE = {"epochs": 20, "batch": 64, "rate": 1e-3, "patience": 3}
 LONGER = {**TUNE, "epochs": 30}
-INSTRUMENTS = {"data": "amazon-instruments", "folder": "transfer", "options": {"text": "hashed"}}
+CARRIED = {"folder": "transfer", "options": {"text": "hashed"}, "knockouts": True}
+INSTRUMENTS = {"data": "amazon-instruments", **CARRIED}
 SHOPS = ("amazon-beauty", "amazon-instruments")
-TO_SPORTS = {"data": "amazon-sports", "folder": "transfer", "options": {"text": "hashed"}}
+TO_SPORTS = {"data": "amazon-sports", **CARRIED}
 BY_WORDS = {"modalities": ("text",)}
 TRANSFER: dict[str, dict] = {
     "mp4sr-instruments": {

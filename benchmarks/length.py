@@ -18,6 +18,7 @@ import time
 
 from sequential import command, hardware
 
+HEIGHTS = {"cpu_ms": (200, 500, 1000, 2000), "peak_mib": (600, 800, 1000, 1500, 2000)}
 EVENTS, ITEMS, STEPS = 8000, 12_000, 3
 MODELS = {
     "sasrec": {"objective": "sampled", "heads": 2},
@@ -79,7 +80,11 @@ def plot(rows: list[dict], path) -> None:
             line = [(r["length"], r[key]) for r in rows if r["model"] == name]
             panel.plot(*zip(*line, strict=True), marker="o", label=name)
         panel.set(xscale="log", yscale="log", xlabel="events a history", ylabel=what)
-        panel.grid(alpha=0.3, which="both")
+        lengths, heights = sorted({r["length"] for r in rows}), HEIGHTS[key]
+        panel.set_xticks(lengths, lengths, minor=False)
+        panel.set_yticks(heights, heights, minor=False)
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
     panels[0].legend()
     figure.suptitle("8,000 events a step, CPU")
     figure.savefig(path, dpi=110)

@@ -194,12 +194,27 @@ def one(
         return row | {"wall_seconds": time.monotonic() - began}
     test = api.evaluate(fitted, seen)
     unmasked = api.evaluate(fitted, seen, mask=False)
+    lost = {"without": without_each(fitted, seen)} if experiment.get("knockouts") else {}
     return row | {
         "test": test.metrics,
         "test_unmasked": unmasked.metrics,
+        **lost,
         "strata": test.strata,
         "wall_seconds": time.monotonic() - began,
     }
+
+
+def without_each(fitted, data) -> dict[str, dict[str, float]]:
+    """Test metrics of a trained model whose items lack one modality, by its name."""
+    from zoo import api
+    from zoo.knockout import knock_out
+
+    found = {}
+    for name in sorted(fitted.catalogue.get("features", {})):
+        lost = knock_out(fitted.catalogue, name)
+        metrics = api.evaluate(fitted, data, catalogue=lost).metrics
+        found[name] = {k: metrics[k] for k in ("recall@10", "ndcg@10")}
+    return found
 
 
 def summary(rows: list[dict]) -> dict[str, list[float]]:

@@ -14,6 +14,7 @@ from kept import RESULTS, best_floor, fusions, load, rows_of_floors, spread, str
 from readme_best import best
 from readme_content import CONTENT_BLOCKS
 from readme_graph import GRAPH_BLOCKS, graph_ratios
+from readme_sequential import BESIDE, SEQUENTIAL_BLOCKS
 
 ROOT = Path(__file__).parent.parent
 SHOWN = ("pipelines", "zoo", "checkpoints")
@@ -137,38 +138,6 @@ def fusion() -> str:
     return "\n".join([*lines, "", "; ".join(how) + "."])
 
 
-BESIDE = {"SASRec": "sequential", "HSTU": "sequential-hstu", "BERT4Rec": "sequential-bert4rec"}
-RATES = {
-    "examples_per_s": "training examples/s",
-    "evaluate_users_per_s": "full ranking with metrics, users/s",
-    "recommend_users_per_s": "top 10, users/s",
-    "peak_mib": "peak memory, MiB",
-}
-
-
-def speed() -> str:
-    """Sequential models beside RecTools' and a plain PyTorch one, alternating in one run each."""
-    lines = ["| amazon-beauty | loss | zoo | other | ratio (range) |", "|---|---|---|---|---|"]
-    how = []
-    for model, name in BESIDE.items():
-        told = load(name)
-        for row in told["summary"] if told else ():
-            lines += [_speed_line(model, row, key) for key in RATES]
-        if told:
-            where = told["hardware"]
-            machine = f"{where['cpu']}, {where['cores']} cores, Python {where['python']}"
-            how.append(f"{model}: `{told['command']}`; {machine}.")
-    return "\n".join([*lines, "", *how, "Each competitor runs at the best of its tried settings."])
-
-
-def _speed_line(model: str, row: dict, key: str) -> str:
-    x, (low, high) = row[key], row[key]["range"]
-    return (
-        f"| {model}: {RATES[key]}, beside {row['competitor']} | {row['loss']} | {x['zoo']:,.0f} | "
-        f"{x['competitor']:,.0f} | {x['ratio']:.2f} ({low:.2f} to {high:.2f}) |"
-    )
-
-
 DECODED = {
     "hf prefix": "generate, prefix_allowed_tokens_fn",
     "hf vectorised": "generate, a mask of our own",
@@ -262,7 +231,7 @@ PAGES: dict[str, dict] = {
     "README.md": {"tree": tree, "models": models, "best": best, "fast": fast},
     "benchmarks/results/README.md": {
         "codes": codes,
-        "speed": speed,
+        **SEQUENTIAL_BLOCKS,
         "reached": reached,
         "fusion": fusion,
         **CONTENT_BLOCKS,

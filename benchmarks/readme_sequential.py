@@ -1,0 +1,92 @@
+"""Blocks of the sequential family: speed beside others, long histories, what is carried over."""
+
+import json
+
+from kept import RESULTS, best_floor, load, spread, stratum
+
+BESIDE = {"SASRec": "sequential", "HSTU": "sequential-hstu", "BERT4Rec": "sequential-bert4rec"}
+RATES = {
+    "examples_per_s": "training examples/s",
+    "evaluate_users_per_s": "full ranking with metrics, users/s",
+    "recommend_users_per_s": "top 10, users/s",
+    "peak_mib": "peak memory, MiB",
+}
+
+
+def speed() -> str:
+    """Sequential models beside RecTools' and a plain PyTorch one, alternating in one run each."""
+    lines = ["| amazon-beauty | loss | zoo | other | ratio (range) |", "|---|---|---|---|---|"]
+    how = []
+    for model, name in BESIDE.items():
+        told = load(name)
+        for row in told["summary"] if told else ():
+            lines += [_speed_line(model, row, key) for key in RATES]
+        if told:
+            where = told["hardware"]
+            machine = f"{where['cpu']}, {where['cores']} cores, Python {where['python']}"
+            how.append(f"{model}: `{told['command']}`; {machine}.")
+    return "\n".join([*lines, "", *how, "Each competitor runs at the best of its tried settings."])
+
+
+def _speed_line(model: str, row: dict, key: str) -> str:
+    x, (low, high) = row[key], row[key]["range"]
+    return (
+        f"| {model}: {RATES[key]}, beside {row['competitor']} | {row['loss']} | {x['zoo']:,.0f} | "
+        f"{x['competitor']:,.0f} | {x['ratio']:.2f} ({low:.2f} to {high:.2f}) |"
+    )
+
+
+def length() -> str:
+    """What a longer history costs SASRec and HSTU."""
+    told = load("length")
+    rows = {(r["model"], r["length"]): r for r in told["rows"]}
+    names = list(dict.fromkeys(name for name, _ in rows))
+    lengths = sorted({events for _, events in rows})
+    lines = [
+        f"| processor ms a step, peak MiB | {' | '.join(f'{n:,} events' for n in lengths)} |",
+        "|---|" + "---|" * len(lengths),
+    ]
+    for name in names:
+        cells = [rows[name, n] for n in lengths]
+        cells = [f"{x['cpu_ms']:,.0f}, {x['peak_mib']:,.0f}" for x in cells]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    how = f"`{told['command']}`; {told['hardware']['cpu']}, {told['cores']} cores, commit "
+    return "\n".join([*lines, "", how + told["commit"] + "."])
+
+
+def transfer() -> str:
+    """Pretraining on content, then fine-tuning, beside the same model without and IDs alone."""
+    lines = [
+        "| experiment | recall@10 | ndcg@10 | warm, cold, short recall@10 | without, ndcg@10 | "
+        "best floor, ndcg@10 | seeds | train | commit |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted((RESULTS / "transfer").glob("*.json")):
+        lines.append(_transfer_line(path.stem, json.loads(path.read_text())))
+    how = "`python benchmarks/reach.py EXPERIMENT --data FOLDER`; AMD EPYC, 2 cores."
+    return "\n".join([*lines, "", how])
+
+
+def _transfer_line(name: str, told: dict) -> str:
+    rows, seeds = told["rows"], len(told["rows"])
+    mean = lambda of: sum(of(row) for row in rows) / seeds  # noqa: E731
+    r10, n10 = (spread(told["summary"][k], seeds) for k in ("recall@10", "ndcg@10"))
+    warm, cold = (mean(lambda row, c=c: stratum(row, c)) for c in (False, True))
+    short = mean(lambda row: row["strata"]["history <=5"].get("recall@10", 0.0))
+    lost = [
+        f"{m} {mean(lambda row, m=m: row['without'][m]['ndcg@10']):.4f}" for m in rows[0]["without"]
+    ]
+    floor, value = best_floor(told["split_hash"])
+    verdict = "**above**" if told["summary"]["ndcg@10"][0] > value else "below"
+    seconds = mean(lambda row: row["train_seconds"] + row.get("pretrain_seconds", 0.0))
+    commits = ", ".join(sorted({row["commit"] for row in rows}))
+    return (
+        f"| {name} | {r10} | {n10} | {warm:.4f}, {cold:.4f}, {short:.4f} | "
+        f"{', '.join(lost) or '–'} | {verdict} {floor} {value:.4f} | {seeds} | "
+        f"{seconds / 60:.0f} min | {commits} |"
+    )
+
+
+SEQUENTIAL_BLOCKS = {"speed": speed, "length": length}
+if (RESULTS / "transfer").exists():
+    SEQUENTIAL_BLOCKS["transfer"] = transfer
