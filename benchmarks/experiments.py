@@ -171,6 +171,20 @@ EXPERIMENTS: dict[str, dict] = {
     "towers-both": {**MOVIES, "fields": {**TOWERS, "items": "both"}},
     "towers-shuffled": {**MOVIES, "fields": {**TOWERS, "items": "both"}, "content": "shuffled"},
     "sasrec-beauty": {"model": "sasrec", "data": "amazon-beauty", "settings": SLOW_LOSS},
+    # One trunk, other items: the sum of the codes that TIGER spells, and words in place of IDs.
+    "sasrec-codes-beauty": {
+        "model": "sasrec",
+        "data": "amazon-beauty",
+        "options": {"codes": "letter_sid"},
+        "fields": {"items": "codes", "dropout": 0.2},
+        "settings": SLOW_LOSS,
+    },
+    "sasrec-content-beauty": {
+        "model": "sasrec",
+        "data": "amazon-beauty",
+        "fields": {"items": "content", "dropout": 0.2},
+        "settings": SLOW_LOSS,
+    },
     "sasrec-bce-beauty": {
         "model": "sasrec",
         "data": "amazon-beauty",

@@ -172,16 +172,20 @@ def test_a_floor_takes_its_own_fields_and_no_settings(run):
         zoo.fit("popularity", data(), run[0])
 
 
-def test_codes_are_read_from_the_data_or_refused(tmp_path):
+CODED = {"unisrec": {"stage": "scratch", "item_input": "codes"}, "sasrec": {"items": "codes"}}
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_codes_are_read_from_the_data_or_refused(name, tmp_path):
     coded = zoo.load_data(data().dataset, zoo.DataOptions(codes="random"))
-    small = {"stage": "scratch", "item_input": "codes", "width": 8, "layers": 1, "max_len": 16}
+    small = {**CODED[name], "width": 8, "layers": 1, "max_len": 16}
     few = zoo.Settings(steps=2, batch=8, evaluate_every=2)
-    fitted, seen = zoo.fit("unisrec", coded, tmp_path, few, **small)
+    fitted, seen = zoo.fit(name, coded, tmp_path, few, **small)
     served = zoo.from_pretrained(tmp_path)
     want = zoo.evaluate(fitted, seen).metrics
     assert zoo.evaluate(served, seen).metrics == pytest.approx(want)
     with pytest.raises(ValueError, match="take --model.codebook 256"):
-        zoo.fit("unisrec", coded, settings=few, **small, codebook=16)
+        zoo.fit(name, coded, settings=few, **small, codebook=16)
     with pytest.raises(ValueError, match="sasrec reads no codes here: leave 'random' out"):
         zoo.fit("sasrec", coded, settings=few)
 

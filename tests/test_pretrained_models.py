@@ -309,8 +309,27 @@ def test_codes_stand_for_content():
     assert (
         jax.eval_shape(pretrain.loss, params, coded, world()[1], jax.random.key(0))[0].shape == ()
     )
-    with pytest.raises(ValueError, match=r"reads catalogue\['codes'\]"):
+    with pytest.raises(ValueError, match=r"read catalogue\['codes'\]"):
         drawn(recommender, world()[0])
+
+
+def test_codes_are_an_item_of_sasrec():
+    """The sum of one embedding a digit, in the trunk that reads IDs or content otherwise."""
+    codes = np.random.default_rng(0).integers(0, 4, (ROWS, 3)).astype(np.int32)
+    known = {k: v for k, v in world()[0].items() if k != "codes"}
+    recommender = build("sasrec", width=8, layers=1, max_len=16, items="codes", codebook=4)
+    coded = recommender.prepare({**known, "codes": {"ids": codes}, "sizes": {"ids": (4,) * 3}}, 1)
+    params = drawn(recommender, coded)
+    assert set(params["items"]) == {"codes"}
+    books = np.asarray(params["items"]["codes"]["table"]).reshape(3, 4, 8)
+    table = np.asarray(jit(recommender.index)(params, coded)["table"])
+    want = np.sum([books[c, codes[5, c]] for c in range(3)], axis=0)
+    np.testing.assert_allclose(table[5], want, atol=1e-6)
+    assert np.isfinite(recommender.loss(params, coded, world()[1], jax.random.key(0))[0])
+    with pytest.raises(ValueError, match="take --model.codebook 4"):
+        build("sasrec", items="codes", codebook=3).prepare(
+            {**known, "codes": {"ids": codes}, "sizes": {"ids": (4,) * 3}}, 1
+        )
 
 
 def test_wrong_fields_are_named():

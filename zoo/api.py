@@ -124,7 +124,7 @@ def _check_codes(model: str, data: Data, chosen: dict[str, Any]) -> None:
     if data.options.codes and not reads_codes(model, chosen):
         raise ValueError(
             f"{model} reads no codes here: leave '{data.options.codes}' out, or take a generative "
-            "model, or unisrec with --model.item-input codes."
+            "model, sasrec with --model.items codes, or unisrec with --model.item-input codes."
         )
 
 

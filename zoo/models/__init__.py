@@ -245,7 +245,7 @@ def fields(name: str) -> dict[str, tuple[Any, Any]]:
 def reads(name: str, chosen: dict[str, Any]) -> str:
     """Whether a model with the `chosen` fields reads `id` alone, `content` or `both`."""
     known = fields(name)
-    if chosen.get("item_input") == "codes":
+    if "codes" in (chosen.get("item_input"), chosen.get("items")):
         return "id"
     if "items" in known:
         return chosen.get("items", known["items"][1])
@@ -254,7 +254,8 @@ def reads(name: str, chosen: dict[str, Any]) -> str:
 
 def reads_codes(name: str, chosen: dict[str, Any]) -> bool:
     """Whether a model with the `chosen` fields reads semantic ids."""
-    return entry(name).family == "generative" or chosen.get("item_input") == "codes"
+    asked = chosen.get("item_input"), chosen.get("items")
+    return entry(name).family == "generative" or "codes" in asked
 
 
 def build(name: str, **chosen: Any) -> Recommender:

@@ -5,10 +5,13 @@ gBCE over many negatives), eSASRec (2025: LiGR blocks, sampled softmax).
 Train:  zoo train sasrec --data amazon-beauty --out runs/sasrec
 """
 
+from functools import partial
+
 import jax.numpy as jnp
 
 from zoo.items import Items
 from zoo.layers import Stack, Trunk
+from zoo.models.coded import CodedItems, with_one_table
 from zoo.models.sequential import sequential
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
@@ -33,21 +36,26 @@ def sasrec(
     fuse: str = "sum",
     hidden: int = 0,
     modality_dropout: float = 0.0,
+    codebook: int = 256,
     scan: bool = False,
     remat: bool = False,
     dtype: str = "float32",
 ) -> Recommender:
     """x_t = item_t sqrt(d) + position_t; h = Stack(x); f_j = h_t . item_j.
 
-    items: `id`, `content` or `both`; block: `pre`, `post`, `ligr` or `original` (layers.Block);
-    objective: objectives.NAMES; dtype: of the activations, parameters and losses stay float32.
-    Fields not named here are those of Items, Stack and Objective.
+    items: `id`, `content`, `both`, or `codes`: the sum of an embedding a code of `codebook` ones a
+    level, all that the item is (models/coded.py). block: `pre`, `post`, `ligr` or `original`
+    (layers.Block); objective: objectives.NAMES; dtype: of the activations, parameters and losses
+    stay float32. Fields not named here are those of Items, Stack and Objective.
     """
     stack = Stack(
         layers, block, heads, ffn, multiplier, dropout, 1e-6, jnp.dtype(dtype), scan, remat
     )
-    return sequential(
-        Items(width, items, modalities, fuse, hidden, modality_dropout),
+    rest = (
         Trunk(max_len, True, dropout, stack),
         Objective(objective, negatives, t, similarity, temperature),
     )
+    if items == "codes":
+        made = sequential(CodedItems(width, codebook, pool="sum"), *rest)
+        return made._replace(prepare=partial(with_one_table, codebook=codebook))
+    return sequential(Items(width, items, modalities, fuse, hidden, modality_dropout), *rest)

@@ -17,6 +17,8 @@ is left out: sequences are augmented by item drop.
 Train:  zoo train unisrec --data amazon-beauty --model.stage scratch --out runs/unisrec
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,7 @@ from zoo.augment import drop_items
 from zoo.experts import Content, Experts, present, read, wanted
 from zoo.layers import Stack, Table, Trunk
 from zoo.models.candidate import by_candidate
-from zoo.models.generative import one_vocabulary
+from zoo.models.coded import CodedItems, seen_rows, with_one_table
 from zoo.models.sequential import sequential
 from zoo.names import check
 from zoo.objectives import Objective
@@ -45,70 +47,6 @@ TRAINABLE: dict[str, tuple[str, ...]] = {
 STAGES_WITH_ID = ("transductive", "scratch")
 COMBINE = ("sum", "concat")
 INPUTS = ("content", "codes")
-
-
-class CodedItems(nn.Module):
-    """Mean of an embedding a code, for items that have codes, and an ID added where `with_id`.
-
-    VQ-Rec's item (Hou et al. 2023, arXiv 2210.12316, eq. 3): `catalogue["codes"]` int32[n,c] are
-    digits of a product quantisation of the content, below `codebook`; an item with a digit below
-    0 has none.
-    """
-
-    width: int = 64
-    codebook: int = 256
-    with_id: bool = False
-
-    def there(self, catalogue: dict, ids: Array | None = None) -> Array:
-        """bool[...]: items that have something to be represented by."""
-        coded = self._coded(catalogue, ids)
-        return coded | present(catalogue, "id", ids) if self.with_id else coded
-
-    @nn.compact
-    def __call__(self, catalogue: dict, ids: Array | None = None, train: bool = False) -> Array:
-        """Vectors [...,d] of `ids` [...], or of the whole catalogue [n,d]; row 0 is zero."""
-        codes = read(_codes(catalogue), ids)  # ... c
-        levels = codes.shape[-1]
-        books = Table(levels * self.codebook, self.width, name="codes")()
-        first = self.codebook * jnp.arange(levels).reshape((1,) * (codes.ndim - 1) + (levels,))
-        # An item without codes reads anything, and is masked.
-        rows = jnp.take(books, codes + first, axis=0, mode="clip")
-        x = jnp.where(self._coded(catalogue, ids)[..., None], jnp.mean(rows, axis=-2), 0)
-        if self.with_id:
-            table = Table(len(catalogue["valid"]), self.width, name="id")()
-            x = x + _seen_rows(table, catalogue, ids)
-        return x
-
-    @staticmethod
-    def _coded(catalogue: dict, ids: Array | None) -> Array:
-        has = jnp.all(jnp.asarray(_codes(catalogue)) >= 0, axis=-1)
-        return read(catalogue["valid"] & has, ids)
-
-
-def _seen_rows(table: Array, catalogue: dict, ids: Array | None) -> Array:
-    """Rows of an ID table, zero for items that training has not seen."""
-    return jnp.where(present(catalogue, "id", ids)[..., None], read(table, ids), 0)
-
-
-def _one_table(catalogue: dict, codebook: int) -> dict:
-    """The catalogue with one vocabulary's `codes` int32[n,c] in place of all by name."""
-    if not isinstance(catalogue.get("codes"), dict):
-        return catalogue
-    _, codes, _ = one_vocabulary(catalogue)
-    if (most := int(codes.max())) >= codebook:
-        raise ValueError(
-            f"a code is {most} and codebook {codebook}: take --model.codebook {most + 1}."
-        )
-    return {k: v for k, v in catalogue.items() if k != "sizes"} | {"codes": codes}
-
-
-def _codes(catalogue: dict) -> Array:
-    if "codes" not in catalogue:
-        raise ValueError(
-            "item_input='codes' reads catalogue['codes'], int32[n,c] digits of each item; the "
-            f"catalogue has {sorted(catalogue)}. Quantise the content first, or use 'content'."
-        )
-    return catalogue["codes"]
 
 
 class AdaptedItems(nn.Module):
@@ -153,7 +91,7 @@ class AdaptedItems(nn.Module):
             parts = [self._content(m)(catalogue, ids, train) for m in names]
         if self.with_id:
             table = Table(len(catalogue["valid"]), self.width, name="id")()
-            parts.append(_seen_rows(table, catalogue, ids))
+            parts.append(seen_rows(table, catalogue, ids))
         return parts
 
     def _content(self, modality: str) -> Content:
@@ -241,10 +179,8 @@ def unisrec(
         metrics = {"targets": jnp.sum(weights), "seq_item": own, "seq_seq": views}
         return own + contrast * views, metrics
 
-    def ready(catalogue, parts=1):
-        return catalogue if item_input == "content" else _one_table(catalogue, codebook)
-
-    base = base._replace(prepare=ready)
+    if item_input == "codes":
+        base = base._replace(prepare=partial(with_one_table, codebook=codebook))
     if stage == "pretrain":
         return base._replace(loss=pretrain)
     return by_candidate(base, views, queries, objective) if candidate_fusion else base
