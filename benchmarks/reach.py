@@ -195,6 +195,7 @@ def one(
     test = api.evaluate(fitted, seen)
     unmasked = api.evaluate(fitted, seen, mask=False)
     lost = {"without": without_each(fitted, seen)} if experiment.get("knockouts") else {}
+    lost |= {"test_strings": by_string(fitted, seen)} if experiment.get("strings") else {}
     return row | {
         "test": test.metrics,
         "test_unmasked": unmasked.metrics,
@@ -215,6 +216,31 @@ def without_each(fitted, data) -> dict[str, dict[str, float]]:
         metrics = api.evaluate(fitted, data, catalogue=lost).metrics
         found[name] = {k: metrics[k] for k in ("recall@10", "ndcg@10")}
     return found
+
+
+def by_string(fitted, data) -> dict[str, float]:
+    """Test metrics, history in the ranking, of a model that spells one vocabulary, where any item
+    of the target's codes is a hit: what papers report that compare strings of codes."""
+    import jax.numpy as jnp
+
+    from zoo import api
+
+    _, first, group = np.unique(
+        np.asarray(fitted.catalogue["codes"]), axis=0, return_index=True, return_inverse=True
+    )
+    same = first[group.reshape(-1)]  # the first item of the same codes
+
+    def recommend(params, index, batch, k):
+        items, scores = fitted.recommender.recommend(params, index, batch, k)
+        items = jnp.take(jnp.asarray(same), items)
+        before = jnp.tril(items[:, :, None] == items[:, None, :], -1).any(-1)
+        return jnp.where(before, 0, items), jnp.where(before, -jnp.inf, scores)
+
+    test = data.split.test
+    asked = replace(test.positives, values=same[test.positives.values].astype(np.int32))
+    split = replace(data.split, test=replace(test, positives=asked))
+    strings = replace(fitted, recommender=fitted.recommender._replace(recommend=recommend))
+    return api.evaluate(strings, replace(data, split=split), mask=False).metrics
 
 
 def summary(rows: list[dict]) -> dict[str, list[float]]:
