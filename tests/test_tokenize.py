@@ -10,6 +10,7 @@ import zoo
 from pipelines.codes import read_index
 from pipelines.sources import from_arrays
 from zoo.api import prepare
+from zoo.append_codes import append_codes
 from zoo.cli import main
 from zoo.code_quality import quality
 from zoo.quantize import encode, fit_residual
@@ -58,7 +59,7 @@ def test_every_item_with_content_has_a_code_of_its_own(tmp_path, method, resolve
     assert index["item-0"][0] == index["item-15"][0], "the same title, the same first code"
     codes = read_index(out, world.dataset.item_ids, partial=True)
     assert codes.present.sum() == N - 1
-    assert set(np.load(f"{out}.npz")) == {"shift", "scale", "codebooks"}
+    assert set(np.load(f"{out}.npz")) == {"about", "room", "shift", "scale", "codebooks"}
 
 
 def test_names_are_answered_with_near_ones(tmp_path):
@@ -92,6 +93,83 @@ def test_an_rqvae_makes_codes_that_its_file_makes_again(tmp_path):
     again = module.apply({"params": params}, x.astype(np.float32))["codes"]
     codes = read_index(out, dataset.item_ids, partial=True).codes[rows]
     np.testing.assert_array_equal(codes[:, :2], again)
+
+
+def shop(known: int, n: int = 60) -> zoo.Data:
+    """A shop of n items with vectors, of which the interactions name the first `known`."""
+    rng = np.random.default_rng(0)
+    names = [f"item-{i}" for i in range(n)]
+    rows = {"users": np.repeat(np.arange(30), 6), "times": np.tile(np.arange(6), 30)}
+    items = [names[i] for _ in range(30) for i in rng.permutation(40)[:6]]
+    vectors = rng.normal(size=(n, 6)).astype(np.float32)[:known]
+    columns = {"item_id": names[:known]}
+    made = from_arrays(**rows, items=items, item_columns=columns, features={"text": vectors})
+    return zoo.load_data(made)
+
+
+@pytest.mark.parametrize(
+    "more,resolver",
+    [({}, "digit"), ({"method": "opq"}, "relocate"), ({"steps": 60, **SMALL}, "sinkhorn")],
+)
+def test_items_that_come_later_get_codes_and_the_others_keep_theirs(tmp_path, more, resolver):
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    tokenize(shop(50), before, resolver=resolver, **{"levels": 2, **more, "size": 16})
+    told = append_codes(shop(60), after, before)
+    assert (told["kept"], told["new"], told["without_codes"]) == (50, 10, 0)
+    old, new = (json.loads(x.read_text()) for x in (before, after))
+    assert {k: new[k] for k in old} == old and len(new) == 60
+    assert len({tuple(v) for v in new.values()}) == 60
+    again = tmp_path / "again.json"
+    with pytest.raises(ValueError, match="has codes of every item"):
+        append_codes(shop(60), again, after)
+
+
+def test_a_trained_model_spells_items_that_come_later(tmp_path):
+    before, after = str(tmp_path / "before.json"), str(tmp_path / "after.json")
+    tokenize(shop(50), before, levels=2, size=8)
+    append_codes(shop(60), after, before)
+    data = [
+        replace(shop(n), options=zoo.DataOptions(codes=file))
+        for n, file in ((50, before), (60, after))
+    ]
+    small = {
+        "width": 16,
+        "layers": 1,
+        "decoder_layers": 1,
+        "heads": 2,
+        "head_width": 8,
+        "inner": 16,
+    }
+    trained, _ = zoo.fit(
+        "tiger", data[0], tmp_path / "run", zoo.settings_for("tiger", steps=4), **small
+    )
+    data[1] = replace(data[1], dataset=replace(data[1].dataset, name="grown"))
+    still = zoo.settings_for("tiger", steps=0)
+    grown, _ = zoo.fit("tiger", data[1], tmp_path / "grown", still, graft=tmp_path / "run", **small)
+    assert grown.steps == 0 and grown.params_sha256 == trained.params_sha256
+    listed = zoo.from_pretrained(tmp_path / "grown").recommend(["item-3", "item-7"], k=58)
+    assert {f"item-{i}" for i in range(50, 60)} <= {row.item for row in listed}
+
+
+def test_codes_that_cannot_grow_say_why(run, tmp_path):
+    out, new = tmp_path / "x.json", tmp_path / "new.json"
+    with pytest.raises(ValueError, match="x.json.npz is missing"):
+        append_codes(shop(60), new, out)
+    tokenize(data(), out, levels=2, size=8)
+    with pytest.raises(ValueError, match="made of LSA, whose space is that of one catalogue"):
+        append_codes(data(), new, out)
+    tokenize(data(), out, run=run, levels=1, size=4)
+    with pytest.raises(ValueError, match="made of a run's item vectors"):
+        append_codes(data(), new, out)
+    tokenize(shop(50), out, levels=2, size=8)
+    wide = shop(60)
+    features = {"text": np.pad(wide.dataset.features["text"], ((0, 0), (0, 2)))}
+    with pytest.raises(ValueError, match="made of vectors 6 wide; here they are 8"):
+        append_codes(replace(wide, dataset=replace(wide.dataset, features=features)), new, out)
+    source = wide.dataset.source | {"embedded": {"text": {"encoder_files": {"a": "b"}}}}
+    other = replace(wide, dataset=replace(wide.dataset, source=source))
+    with pytest.raises(ValueError, match="vectors of another space"):
+        append_codes(other, new, out)
 
 
 def test_a_collapsed_level_is_told(caplog):

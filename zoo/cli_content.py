@@ -63,6 +63,9 @@ def tokenize_command(argv: list[str]) -> int:
     class TokenizeArgs(DataArgs):
         out: Path
         """The index to write; the codebooks go beside it."""
+        append: Path | None = None
+        """An index that zoo tokenize wrote: its items keep their codes, and the others get theirs
+        by what made it. The options of the quantiser do not count then."""
         modality: str | None = None
         """Whose features to make codes of; None: text."""
         run: str | None = None
@@ -90,15 +93,19 @@ def tokenize_command(argv: list[str]) -> int:
 
     args = parse(TokenizeArgs, argv, "tokenize", "items as semantic ids")
     from zoo import api
+    from zoo.append_codes import append_codes
     from zoo.tokenize import tokenize
 
+    if args.append:
+        data = api.load_data(args.data, args.options())
+        return tell(append_codes(data, args.out, args.append), args.json)
     bundle, teacher = (
         api.from_pretrained(run) if run else None for run in (args.run, args.teacher)
     )
     known = bundle or teacher
     data = api.load_data(args.data, args.options(known.data_options() if known else None))
     shared = {f.name for f in dataclasses.fields(DataArgs)}
-    own = {f.name for f in dataclasses.fields(TokenizeArgs)} - shared
+    own = {f.name for f in dataclasses.fields(TokenizeArgs)} - shared - {"append"}
     chosen = {k: getattr(args, k) for k in own} | {"run": bundle, "teacher": teacher}
     return tell(tokenize(data, **chosen), args.json)
 

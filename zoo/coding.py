@@ -72,13 +72,24 @@ def _one(dataset: Dataset, name: str, text: str, seed: int) -> tuple[str, tuple]
         found = read_column(column, dataset.item_ids, name, MOST, True, True)
     elif name.endswith(".json") and Path(name).is_file():
         found = read_index(name, dataset.item_ids, MOST, partial=True, collisions=True)
-        name = Path(name).stem
+        return Path(name).stem, (found, _room(name, found))
     else:
         raise DataError(
             f"codes '{name}': {dataset.name} has no such column and there is no such .json file. "
             f"Its columns are {sorted(dataset.columns)}; {', '.join(MADE)} are made on the spot."
         )
     return name, (found, sizes(found))
+
+
+def _room(name: str, codes: Codes) -> np.ndarray:
+    """int32 [c]: the sizes of an index's levels; those that `zoo tokenize` wrote beside it, so that
+    an index to which items were added fits the model of the one before."""
+    made = Path(f"{name}.npz")
+    if made.is_file():
+        with np.load(made, allow_pickle=False) as arrays:
+            if "room" in arrays:
+                return np.maximum(arrays["room"], codes.codes.max(axis=0) + 1).astype(np.int32)
+    return sizes(codes)
 
 
 def _made(dataset: Dataset, name: str, text: str, seed: int) -> tuple[Codes, np.ndarray]:

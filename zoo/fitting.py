@@ -98,7 +98,7 @@ class Run:
         options |= {} if graph else {"length": room, "scheme": known.targets}
         make = partial(pair_loader if graph else sequence_loader, self.split, s.batch, **options)
         per_epoch = make(seed=s.seed).per_epoch
-        self.steps = s.steps or s.epochs * per_epoch
+        self.steps = s.epochs * per_epoch if s.steps is None else s.steps
         self.every = s.evaluate_every or max(1, min(per_epoch, -(-self.steps // 5)))
         if refresh:
             self.steps, self.every = (-(-x // refresh) * refresh for x in (self.steps, self.every))

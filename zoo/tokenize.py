@@ -4,6 +4,7 @@ Vectors are the features of a modality, or, of a trained run, the item vectors t
 with `rqvae`, the Rec-IDs of MMGRec (Liu et al. 2024, arXiv 2404.16555) if the run is a graphsage.
 """
 
+import json
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pipelines.codes import Codes, check_unique, write_index
+from pipelines.codes import Codes, check_unique, from_array, write_index
 from pipelines.schema import Dataset
 from pipelines.words import category_of
 from zoo import quantize
+from zoo.append_codes import space_of
 from zoo.code_quality import quality
+from zoo.coding import sizes
 from zoo.data import Data, prepare
 from zoo.kmeans import squared_distances
 from zoo.letter import Letter
@@ -59,7 +62,8 @@ def tokenize(
     balance: float = 0.0,
     teacher: Pretrained | str | Path | None = None,
 ) -> dict[str, Any]:
-    """Codes of every item that has a vector, to OUT (a JSON index) and OUT.npz (what made them).
+    """Codes of every item that has a vector, to OUT (a JSON index) and OUT.npz (what made them,
+    for items that come later: append_codes.py).
 
     modality: whose features are the vectors, None: text; run: a run or bundle whose item vectors
     to take instead. method: residual k-means, product quantisation, that with learned rotations,
@@ -92,7 +96,12 @@ def tokenize(
     if resolver != "none":
         check_unique(settled, dataset.item_ids[rows])
     write_index(out, _placed(settled, rows, dataset.n_items), dataset.item_ids)
-    np.savez(f"{out}.npz", **made.arrays)
+    about = {"method": method, "resolver": resolver, "hidden": hidden, "vectors": told}
+    if run is None:
+        about["vectors"] = space_of(data, told["modality"])
+    room = sizes(from_array(settled))
+    room[:levels] = np.maximum(room[:levels], size)
+    np.savez(f"{out}.npz", about=json.dumps(about), room=room, **made.arrays)
     more = {"x": x, "decoded": made.decoded, "seed": seed}
     report = quality(made.codes, _labels(dataset, rows), counts, _asked(data, rows), **more)
     told |= {"method": method, "resolver": resolver, "items": len(rows)}
