@@ -273,6 +273,19 @@ EXPERIMENTS: dict[str, dict] = {
             "patience": 3,
         },
     },
+    "bsarec-decayed-beauty": {
+        "model": "bsarec",
+        "data": "amazon-beauty",
+        "settings": {
+            "epochs": 30,
+            "batch": 64,
+            "rate": 1e-3,
+            "warmup": 200,
+            "schedule": "cosine",
+            "evaluate_every": 730,
+            "patience": 4,
+        },
+    },
     "bert4rec-beauty": {
         "model": "bert4rec",
         "data": "amazon-beauty",
