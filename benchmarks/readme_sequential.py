@@ -14,7 +14,7 @@ RATES = {
 
 
 def speed() -> str:
-    """Sequential models beside RecTools' and a plain PyTorch one, alternating in one run each."""
+    """Sequential models beside others, alternating in one run each."""
     lines = ["| amazon-beauty | loss | zoo | other | ratio (range) |", "|---|---|---|---|---|"]
     how = []
     for model, name in BESIDE.items():

@@ -1,4 +1,4 @@
-"""Sequential models side by side: the zoo, RecTools, PyTorch, alternating in one run; ratios.
+"""Sequential models side by side: the zoo, RecTools, RecBole, PyTorch, alternating; ratios.
 
     python benchmarks/sequential.py --data DATA/amazon-beauty --competitor-python ENV/bin/python
 
@@ -21,6 +21,7 @@ PROGRAMS = {
     "zoo": HERE / "zoo_sequential.py",
     "rectools": HERE / "competitors" / "rectools_sasrec.py",
     "torch": HERE / "competitors" / "torch_sasrec.py",
+    "recbole": HERE / "competitors" / "recbole_bert4rec.py",
 }
 # Coordinate search: the first value is the start, the others are tried in this order.
 TUNED = {
@@ -31,6 +32,7 @@ TUNED = {
         "ranking": ("torch", "implicit"),
     },
     "torch": {"keep-memory": (True, False), "batch": (256, 512, 128), "compile": (False, True)},
+    "recbole": {"keep-memory": (True, False), "batch": (256, 512, 128), "workers": (0, 1)},
 }
 # glibc gives big blocks back after every step and the kernel clears them again; these keep them.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
