@@ -3,7 +3,7 @@
 python benchmarks/fusion.py --data FOLDER_OF_DATA_SETS --runs DIR [--of sasrec-beauty] --seeds 0 1 2
 DIR/EXPERIMENT-SEED are runs of benchmarks/reach.py. The floor's fields are those that floors.py
 chose on validation, the way and weight of the fusion are chosen on validation, too (4,000 events
-of 20,000 and more); the test split is scored once. Writes results/fusion-DATA.json.
+of 20,000 and more); the test split is scored once. Writes results/fusion-EXPERIMENT.json.
 """
 
 import argparse
@@ -70,8 +70,7 @@ def main() -> None:
     }
     for seed in args.seeds:
         told["seeds"][seed] = one(args.runs / f"{args.of}-{seed}", data, told["model"])
-        name = folder.removeprefix("amazon-")
-        (RESULTS / f"fusion-{name}.json").write_text(json.dumps(told, indent=1))
+        (RESULTS / f"fusion-{args.of}.json").write_text(json.dumps(told, indent=1))
         print(json.dumps({k: v["ndcg@10"] for k, v in told["seeds"][seed]["test"].items()}))
 
 
