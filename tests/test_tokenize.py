@@ -8,11 +8,13 @@ import pytest
 
 import zoo
 from pipelines.codes import read_index
+from pipelines.schema import DataError
 from pipelines.sources import from_arrays
 from zoo.api import prepare
 from zoo.append_codes import append_codes
 from zoo.cli import main
 from zoo.code_quality import quality
+from zoo.coding import coded
 from zoo.quantize import encode, fit_residual
 from zoo.rqvae import RQVAE
 from zoo.tokenize import _alarm, tokenize
@@ -166,6 +168,15 @@ def test_codes_that_cannot_grow_say_why(run, tmp_path):
     features = {"text": np.pad(wide.dataset.features["text"], ((0, 0), (0, 2)))}
     with pytest.raises(ValueError, match="made of vectors 6 wide; here they are 8"):
         append_codes(replace(wide, dataset=replace(wide.dataset, features=features)), new, out)
+    (tmp_path / "x.json.npz").write_bytes((tmp_path / "x.json.npz").read_bytes()[:99])
+    with pytest.raises(ValueError, match="x.json.npz: expected what zoo tokenize writes"):
+        append_codes(wide, new, out)
+    with pytest.raises(DataError, match="x.json.npz: expected what zoo tokenize writes"):
+        coded(wide.dataset, str(out))
+    np.savez(f"{out}.npz", room=np.array([8, 2]))
+    with pytest.raises(DataError, match="it belongs to other codes"):
+        coded(wide.dataset, str(out))
+    tokenize(shop(50), out, levels=2, size=8)
     source = wide.dataset.source | {"embedded": {"text": {"encoder_files": {"a": "b"}}}}
     other = replace(wide, dataset=replace(wide.dataset, source=source))
     with pytest.raises(ValueError, match="vectors of another space"):

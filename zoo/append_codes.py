@@ -6,6 +6,7 @@ A model that was trained on the codes before spells the new items untrained: gra
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
@@ -72,13 +73,9 @@ def append_codes(data: Data, out: str | Path, old: str | Path) -> dict[str, Any]
     present = np.isin(np.arange(len(table)), [*kept, *new])
     write_index(out, Codes(table, present, before.letters), dataset.item_ids)
     Path(f"{out}.npz").write_bytes(Path(f"{old}.npz").read_bytes())
-    told = {"data": dataset.name, "modality": modality, **_named(made.about)}
-    told |= {"kept": len(kept), "new": len(new)}
+    told = {"data": dataset.name, "modality": modality, "method": made.about["method"]}
+    told |= {"resolver": made.about["resolver"], "kept": len(kept), "new": len(new)}
     return told | {"without_codes": dataset.n_items - len(kept) - len(new), "out": str(out)}
-
-
-def _named(about: dict[str, Any]) -> dict[str, Any]:
-    return {name: about[name] for name in ("method", "resolver")}
 
 
 def _read(path: Path) -> Made:
@@ -89,11 +86,12 @@ def _read(path: Path) -> Made:
             "more of them."
         )
     try:
-        arrays = dict(np.load(path, allow_pickle=False))
+        with open(path, "rb") as file:
+            arrays = dict(np.load(file, allow_pickle=False))
         about = json.loads(str(arrays.pop("about")))
         room = arrays.pop("room")
         known = {"method", "resolver", "vectors"} <= set(about)
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
         raise ValueError(f"{path}: expected what zoo tokenize writes, found {error!r}.") from error
     if not known or "modality" not in about["vectors"]:
         raise ValueError(

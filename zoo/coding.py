@@ -7,6 +7,7 @@ random            the control: codes that mean nothing
 """
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -84,12 +85,20 @@ def _one(dataset: Dataset, name: str, text: str, seed: int) -> tuple[str, tuple]
 def _room(name: str, codes: Codes) -> np.ndarray:
     """int32 [c]: the sizes of an index's levels; those that `zoo tokenize` wrote beside it, so that
     an index to which items were added fits the model of the one before."""
-    made = Path(f"{name}.npz")
-    if made.is_file():
-        with np.load(made, allow_pickle=False) as arrays:
-            if "room" in arrays:
-                return np.maximum(arrays["room"], codes.codes.max(axis=0) + 1).astype(np.int32)
-    return sizes(codes)
+    made, need = Path(f"{name}.npz"), codes.codes.max(axis=0) + 1
+    if not made.is_file():
+        return sizes(codes)
+    try:
+        with open(made, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            room = np.asarray(arrays["room"]) if "room" in arrays else sizes(codes)
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise DataError(f"{made}: expected what zoo tokenize writes, found {error!r}.") from error
+    if room.shape != need.shape or (room < need).any():
+        raise DataError(
+            f"{made} has room for {room.tolist()} codes by level, and those of {name} need "
+            f"{need.tolist()}: it belongs to other codes. Delete it, or make the codes anew."
+        )
+    return room.astype(np.int32)
 
 
 def _made(dataset: Dataset, name: str, text: str, seed: int) -> tuple[Codes, np.ndarray]:
