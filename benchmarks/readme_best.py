@@ -44,6 +44,17 @@ def _runs() -> dict[str, list[dict]]:
     return found
 
 
+def _fused(split: str) -> list[dict]:
+    """Of each model the run whose fusion is best on validation."""
+    found: dict[str, tuple[float, dict]] = {}
+    for told in fusions():
+        of = told["model"].split("-")[0]
+        valid = mean(max(row["grid"].values()) for row in told["seeds"].values())
+        if told["split_hash"] == split and valid > found.get(of, (0,))[0]:
+            found[of] = valid, told
+    return [told for _, told in found.values()]
+
+
 def _line(split: str, kind: str, runs: list[dict]) -> str:
     experiment = runs[0]["experiment"]
     metric, chosen = METRICS[kind], {}
@@ -58,10 +69,9 @@ def _line(split: str, kind: str, runs: list[dict]) -> str:
             )
     reached = {model: (value, seeds) for model, (_, value, seeds) in chosen.items()}
     name, floor = best_floor(split, metric)
-    for told in fusions():
-        if told["split_hash"] == split:
-            rows = [row["test"]["fusion"][metric] for row in told["seeds"].values()]
-            reached[f"{told['model']} with {name} as its prior"] = mean(rows), len(rows)
+    for told in _fused(split):
+        rows = [row["test"]["fusion"][metric] for row in told["seeds"].values()]
+        reached[f"{told['model']} with {name} as its prior"] = mean(rows), len(rows)
     cells = [
         f"{f'**{model} {value:.4f}**' if value > floor else f'{model} {value:.4f}'} ({seeds})"
         for model, (value, seeds) in sorted(reached.items(), key=lambda one: -one[1][0])
