@@ -55,8 +55,8 @@ FAILED = (
     "among the threads of the process, so cutting rows into parts gains nothing on one device. "
     "Tried for the step and no faster: the last layer's rows of the batch alone, their gradients "
     "added in place to the products (no dense mean, no dense gradient of it). Compressing the last "
-    "layer's edges to those rows costs about as much as the product. A loop in C that fetches ahead "
-    "would be faster; the zoo has no compiled code of its own. "
+    "layer's edges to those rows costs about as much as the product. A loop in C that fetches "
+    "ahead would be faster; the zoo has no compiled code of its own. "
     "What helped: an exact draw of negatives in place of rejection in a loop, and huge pages on "
     "graphs larger than the cache. The products are most of a step, and wait for memory."
 )
