@@ -72,7 +72,7 @@ def _kept(path: str, x: np.ndarray) -> np.ndarray:
 
 
 def convert(
-    folder: str | Path, rules: Rules, shapes: Mapping[str, Any], put: Put = _kept
+    folder: str | Path, rules: Rules, shapes: Mapping[str, Any], put: Put | None = None
 ) -> Converted:
     """Our parameters from the weights in `folder`, tensor by tensor: one copy in memory.
 
@@ -82,12 +82,12 @@ def convert(
       shapes: nested dict of leaves with `shape` and `dtype`, as jax.eval_shape gives it. Where it
         has `blocks` (one array for all layers) for a rule's `block_3`, row 3 is filled.
       put: where a parameter goes as soon as it is whole, onto devices for example: the host then
-        holds only what is still being filled. By default all stay numpy.
+        holds only what is still being filled. None: all stay numpy.
 
     Raises ConvertError that lists, all at once, the published tensors without a rule, those
     without a place among `shapes`, those of another shape, and our parameters that nothing fills.
     """
-    filling, ignored = _Filling(dict(_leaves(shapes)), put), []
+    filling, ignored = _Filling(dict(_leaves(shapes)), put or _kept), []
     for shard, names in _shards(Path(folder)).items():
         with _opened(shard) as file:
             for name in names:
@@ -136,7 +136,7 @@ class _Filling:
     """Our arrays while they are filled; `rows` says which layers of a stacked one are there."""
 
     want: dict[str, Any]
-    put: Put = _kept
+    put: Put
     arrays: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, set[int]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)

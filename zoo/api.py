@@ -155,7 +155,7 @@ def _check_encoding(
             f"{model} reads no content here, so an encoder would learn nothing: take "
             "--model.items content or both, or a model that reads content."
         )
-    objective = chosen.get("objective", fields(model).get("objective", ("", ""))[1])
+    objective = chosen.get("objective", own.get("objective", ("", ""))[1])
     if not encoding.refresh and objective != "in-batch":
         raise ValueError(
             f"{model} compares with items that no batch names, and refresh 0 never encodes them: "

@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
-import jax
 import numpy as np
 
 from pipelines.codes import Codes, read_index, write_index
-from zoo import quantize
+from zoo.coding import MOST
 from zoo.data import Data, prepare
 from zoo.embedded import space_differences
-from zoo.kmeans import check_vectors, squared_distances
+from zoo.kmeans import check_vectors
 from zoo.names import unknown
-from zoo.rqvae import RQVAE
+from zoo.quantised import Quantised, again
 from zoo.semantic_ids import append
 
-MOST = 1 << 16  # codes a level
 GROWS = {"sinkhorn": "relocate"}  # the old items' shares are dealt; a new one takes what is free
 
 
@@ -61,14 +59,14 @@ def append_codes(data: Data, out: str | Path, old: str | Path) -> dict[str, Any]
     new = np.flatnonzero(dataset.present[modality] & ~before.present)
     if not len(new):
         raise ValueError(f"{old} has codes of every item of {dataset.name} that has a vector.")
-    codes, apart = _quantised(made, dataset.features[modality][new], old)
+    found = _quantised(made, dataset.features[modality][new], old)
     how = GROWS.get(made.about["resolver"], made.about["resolver"])
     table = np.zeros((dataset.n_items + 1, before.codes.shape[1]), np.int32)
     if how == "none":  # collisions stay: items of equal codes
-        grown = np.concatenate([before.codes[kept], codes])
+        grown = np.concatenate([before.codes[kept], found.codes])
     else:
         room = int(made.room[-1])
-        grown = append(before.codes[kept], codes, how, apart, reserved=room)
+        grown = append(before.codes[kept], found.codes, how, found.apart, reserved=room)
     table[[*kept, *new]] = grown
     present = np.isin(np.arange(len(table)), [*kept, *new])
     write_index(out, Codes(table, present, before.letters), dataset.item_ids)
@@ -116,30 +114,11 @@ def _check_space(theirs: dict[str, Any], mine: dict[str, Any], old: str | Path) 
         raise ValueError(f"{old} was made of vectors of another space:\n  {listed}")
 
 
-def _quantised(made: Made, x: np.ndarray, old: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """(codes int32 [m,c], squared distances to the last level's rows [m,v]) of new vectors."""
+def _quantised(made: Made, x: np.ndarray, old: str | Path) -> Quantised:
+    """New vectors x [m,d] by what made the old codes. ValueError: of another width."""
     check_vectors(x)
     wide = len(made.arrays["shift"])
     if x.shape[1] != wide:
         raise ValueError(f"{old} was made of vectors {wide} wide; here they are {x.shape[1]}.")
-    if made.about["method"] == "rqvae":
-        return _by_rqvae(made, x)
-    fitted = quantize.Quantiser(**made.arrays)
-    codes = np.asarray(quantize.encode(fitted, x))
-    apart = quantize.last_distances(quantize.standard(fitted, x), codes, fitted.codebooks)
-    return codes, np.asarray(apart)
-
-
-def _by_rqvae(made: Made, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    arrays = made.arrays
-    params: dict[str, Any] = {"codebooks": arrays["codebooks"]}
-    for name, value in arrays.items():
-        if "/" in name:
-            side, layer, leaf = name.split("/")
-            params.setdefault(side, {}).setdefault(layer, {})[leaf] = value
-    z = ((x - arrays["shift"]) / arrays["scale"]).astype(np.float32)
-    levels, size, width = arrays["codebooks"].shape
-    module = RQVAE(x.shape[1], tuple(made.about["hidden"]), width, levels, size)
-    found = jax.device_get(jax.jit(module.apply)({"params": params}, z))
-    apart = squared_distances(found["residuals"][:, -1], arrays["codebooks"][-1])
-    return found["codes"], np.asarray(apart)
+    hidden = made.about["hidden"] if made.about["method"] == "rqvae" else None
+    return again(made.arrays, hidden, x)

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax import lax
 
 from zoo.kmeans import check_vectors, kmeans, nearest, sample, squared_distances
@@ -90,6 +91,11 @@ class RQVAE(nn.Module):
         stand_in = {"ste": straight, "rotation": rotated, "residual": lambda r, e: e}
         passed = stand_in[self.gradient](rest, chosen) if train else chosen
         return {"codes": codes, "residuals": rest, "chosen": chosen, "passed": passed}
+
+
+def nested(arrays: dict[str, Array]) -> Params:
+    """Parameters of arrays by their path, as in {"encoder/layer_0/bias": ...}."""
+    return unflatten_dict(arrays, sep="/")
 
 
 def straight(r: Array, e: Array) -> Array:

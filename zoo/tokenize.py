@@ -7,9 +7,8 @@ with `rqvae`, the Rec-IDs of MMGRec (Liu et al. 2024, arXiv 2404.16555) if the r
 import json
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,10 +20,9 @@ from zoo.append_codes import space_of
 from zoo.code_quality import quality
 from zoo.coding import sizes
 from zoo.data import Data, prepare
-from zoo.kmeans import squared_distances
 from zoo.letter import Letter
-from zoo.mesh import path_name
 from zoo.names import unknown
+from zoo.quantised import Quantised, by_codebooks, by_rqvae
 from zoo.rqvae import RQVAE, fit_rqvae
 from zoo.semantic_ids import resolve
 from zoo.serve import Pretrained, from_pretrained
@@ -35,15 +33,6 @@ BATCH = 1024  # of RQ-VAE
 WATCHED = 5  # evaluations in a row that say that a level has collapsed
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 log = logging.getLogger("zoo")
-
-
-class Quantised(NamedTuple):
-    """What a method made of vectors [n,d]."""
-
-    codes: np.ndarray  # int32 n c, collisions and all
-    decoded: np.ndarray  # n d, what the codes stand for
-    apart: np.ndarray  # n v, squared distances of what is left to the last level's rows
-    arrays: dict[str, np.ndarray]  # what encodes new items
 
 
 def tokenize(
@@ -154,10 +143,7 @@ def _by_codebooks(x: np.ndarray, method: str, levels: int, size: int, seed: int)
     else:
         rotations = ROTATIONS * (method == "opq")
         fitted = quantize.fit_product(x, levels, size, seed, rotations=rotations)
-    codes = np.asarray(quantize.encode(fitted, x))
-    apart = quantize.last_distances(quantize.standard(fitted, x), codes, fitted.codebooks)
-    decoded = np.asarray(quantize.decode(fitted, codes))
-    return Quantised(codes, decoded, np.asarray(apart), fitted._asdict())
+    return by_codebooks(fitted, x)
 
 
 def _letter(data: Data, teacher: Pretrained | str | Path | None, rows: np.ndarray) -> Letter | None:
@@ -179,11 +165,7 @@ def _by_rqvae(
     epochs = -(-steps // max(len(x) // BATCH, 1))
     params, history = fit_rqvae(module, z, seed, epochs, BATCH, letter=letter)
     _alarm([row["perplexity"] for row in history[-WATCHED:]], module.size)
-    made = jax.device_get(jax.jit(module.apply)({"params": params}, z))
-    apart = squared_distances(made["residuals"][:, -1], params["codebooks"][-1])
-    named = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
-    arrays = {"shift": shift, "scale": scale, **{path_name(path): leaf for path, leaf in named}}
-    return Quantised(made["codes"], made["x_hat"] * scale + shift, np.asarray(apart), arrays)
+    return by_rqvae(module, params, shift, scale, x)
 
 
 def _alarm(perplexities: list[np.ndarray], size: int) -> None:

@@ -65,7 +65,7 @@ def encoder(
             "the fields that Hugging Face writes for it, whole numbers as sizes, heads that divide "
             "the width. Fetch it again."
         ) from error
-    params = convert(folder, rules, wanted, *([] if mesh is None else [onto(mesh, wanted)])).params
+    params = convert(folder, rules, wanted, mesh and onto(mesh, wanted)).params
     return Encoder(modules, params, config, {m: _apply(m, one) for m, one in modules.items()})
 
 
