@@ -136,6 +136,20 @@ LONG_TIGER = {
     | {"epochs": 40, "rate": 1e-3, "evaluate_every": 1648, "patience": 5},
 }
 
+# The published way to train, every prefix encoded anew code by code, beside one pass a user: the
+# same sizes, examples, examples a step and probabilities.
+ONCE = {
+    **MOVIES,
+    "fields": {**TIGER["fields"], "max_len": 10},
+    "settings": TIGER["settings"] | {"epochs": 10, "evaluate_every": 216, "patience": 10},
+}
+EACH = {
+    **ONCE,
+    "fields": ONCE["fields"]
+    | {"layers": 2, "decoder_layers": 2, "heads": 4, "inner": 256, "among": "existing"},
+    "settings": ONCE["settings"] | {"batch": 320},
+}
+
 EXPERIMENTS: dict[str, dict] = {
     **GRAPH,
     **CONTENT_RUNS,
@@ -178,6 +192,13 @@ EXPERIMENTS: dict[str, dict] = {
         "data": "amazon-instruments",
         "options": {"codes": "sid_text,sid_image"},
         "settings": TIGER["settings"] | {"evaluate_every": 636},
+    },
+    "tiger-positions-movies": {**ONCE, "model": "tiger"},
+    "tiger-prefixes-movies": {**EACH, "model": "tiger_paper"},
+    "tiger-minilm-beauty": {
+        **TIGER,
+        "options": {"codes": "rkmeans:text"},
+        "embed": {"modality": "text"},
     },
     "tiger-rkmeans-beauty": {**TIGER, "options": {"codes": "rkmeans:text"}},
     "tiger-random-beauty": {**TIGER, "options": {"codes": "random"}},

@@ -220,7 +220,8 @@ def without_each(fitted, data) -> dict[str, dict[str, float]]:
 
 def by_string(fitted, data) -> dict[str, float]:
     """Test metrics, history in the ranking, of a model that spells one vocabulary, where any item
-    of the target's codes is a hit: what papers report that compare strings of codes."""
+    of the target's codes is a hit: what papers report that compare strings of codes. Lists are
+    those of items, so that their strings, each once, may be fewer than k."""
     import jax.numpy as jnp
 
     from zoo import api
