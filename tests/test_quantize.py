@@ -1,5 +1,8 @@
 """Residual and product quantisation: parity, known clusters, determinism, chunks and devices."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,6 +140,30 @@ def test_blocks_and_devices_change_no_code(monkeypatch):
     monkeypatch.setattr(km, "BLOCK_ELEMENTS", {"cpu": 100})
     jax.clear_caches()
     np.testing.assert_array_equal(quantize.assign(jnp.asarray(X), books), whole)
+
+
+@pytest.mark.parametrize("batch", [None, 40])
+def test_a_mesh_fits_what_one_device_fits(batch):
+    settings = {"levels": 2, "size": 8, "steps": 10, "batch": batch}
+    one = quantize.fit_residual(X, **settings)
+    spread = quantize.fit_residual(X, **settings, mesh=make_mesh(4, 2))
+    np.testing.assert_allclose(spread.codebooks, one.codebooks, atol=1e-5)
+    odd = quantize.fit_residual(X[:93], **settings, mesh=make_mesh(8))  # 88 of them
+    assert error(odd, X[:93]) < 1.1 * error(quantize.fit_residual(X[:93], **settings), X[:93])
+
+
+def test_the_rows_stay_on_their_devices(monkeypatch):
+    monkeypatch.setattr(km, "BLOCK_ELEMENTS", {"cpu": 100})
+    mesh = make_mesh(8)
+    x = jax.device_put(np.repeat(X, 8, 0), NamedSharding(mesh, P(mesh.axis_names)))
+
+    def largest_gathered(mesh) -> int:
+        text = km.lloyd.lower(x, jnp.asarray(X[:8]), 3, mesh).compile().as_text()
+        shapes = re.findall(r"f32\[([\d,]+)\]\S* all-gather\(", text)
+        return max(math.prod(map(int, shape.split(","))) for shape in shapes)
+
+    assert largest_gathered(mesh) == len(x)  # a distance a row, where a centre has lost its own
+    assert largest_gathered(None) > len(x)
 
 
 def test_errors_teach():

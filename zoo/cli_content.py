@@ -94,6 +94,7 @@ def tokenize_command(argv: list[str]) -> int:
     args = parse(TokenizeArgs, argv, "tokenize", "items as semantic ids")
     from zoo import api
     from zoo.append_codes import append_codes
+    from zoo.mesh import make_mesh
     from zoo.tokenize import tokenize
 
     if args.append:
@@ -107,7 +108,7 @@ def tokenize_command(argv: list[str]) -> int:
     shared = {f.name for f in dataclasses.fields(DataArgs)}
     own = {f.name for f in dataclasses.fields(TokenizeArgs)} - shared - {"append"}
     chosen = {k: getattr(args, k) for k in own} | {"run": bundle, "teacher": teacher}
-    return tell(tokenize(data, **chosen), args.json)
+    return tell(tokenize(data, **chosen, mesh=make_mesh()), args.json)
 
 
 def pretrain_command(name: str, argv: list[str]) -> int:

@@ -1,6 +1,7 @@
 """k-means, jitted: full or in mini-batches, k-means++ or sampled start, empty clusters refilled.
 
 Distances in full float32 as |x|^2 - 2 x.e + |e|^2, rows in blocks; ties go to the smaller index.
+Over a mesh every device keeps its rows, and the devices add up their sums.
 """
 
 from functools import partial
@@ -9,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from zoo.blockwise import in_blocks
 
@@ -44,9 +47,20 @@ def _relative(x: Array, codebook: Array) -> Array:
     return (codebook * codebook).sum(1)[:, None] - 2 * cross
 
 
-@jax.jit
-def nearest(x: Array, codebook: Array) -> Array:
-    """int32 [n]: the row of codebook [v,d] nearest to each row of x [n,d]."""
+@partial(jax.jit, static_argnames="mesh")
+def nearest(x: Array, codebook: Array, mesh: Mesh | None = None) -> Array:
+    """int32 [n]: the row of codebook [v,d] nearest to each row of x [n,d]; with a mesh, whose
+    devices divide n, each by the device that holds it."""
+    if mesh is None:
+        return _nearest(x, codebook)
+    rows = P(mesh.axis_names)
+    on_device = jax.shard_map(
+        _nearest, mesh=mesh, in_specs=(rows, P()), out_specs=rows, check_vma=False
+    )
+    return on_device(x, codebook)
+
+
+def _nearest(x: Array, codebook: Array) -> Array:
     names = jnp.arange(codebook.shape[0], dtype=jnp.int32)[:, None]
 
     def block(rows: Array) -> Array:
@@ -66,11 +80,13 @@ def kmeans(
     steps: int = 25,
     start: str = "plusplus",
     batch: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Array:
     """float32 [v,d]: `size` centres of x [n,d], deterministic by key.
 
     start: `plusplus` (Arthur and Vassilvitskii, 2007) or `sample`, distinct rows at random. With
-    `batch` mini-batch k-means (Sculley, 2010), `steps` batches; else `steps` of Lloyd's.
+    `batch` mini-batch k-means (Sculley, 2010), `steps` batches; else `steps` of Lloyd's. mesh:
+    over whose devices the rows of x are spread.
     Raises ValueError for an unknown start and where n or batch is below size.
     """
     if start not in STARTS:
@@ -84,7 +100,7 @@ def kmeans(
     first, later = jax.random.split(key)
     codebook = (plusplus if start == "plusplus" else sample)(x, first, size)
     if batch is None:
-        return lloyd(x, codebook, steps)
+        return lloyd(x, codebook, steps, mesh)
     return mini_batches(x, codebook, later, steps, rows)
 
 
@@ -111,12 +127,12 @@ def plusplus(x: Array, key: Array, size: int) -> Array:
     return lax.fori_loop(0, size, draw, start)[0]
 
 
-@partial(jax.jit, static_argnames="steps")
-def lloyd(x: Array, codebook: Array, steps: int) -> Array:
+@partial(jax.jit, static_argnames=("steps", "mesh"))
+def lloyd(x: Array, codebook: Array, steps: int, mesh: Mesh | None = None) -> Array:
     """[v,d] after `steps` rounds: rows to their nearest centre, centres to the mean of theirs."""
 
     def step(_: Array, codebook: Array) -> Array:
-        codes = nearest(x, codebook)
+        codes = nearest(x, codebook, mesh)
         sums, counts = _gather(x, codes, codebook.shape[0])
         means = sums / jnp.maximum(counts, 1)[:, None]
         return _refill(means, counts == 0, x, codebook, codes)

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from zoo.kmeans import check_vectors, kmeans, lloyd, nearest, squared_distances
 
@@ -82,17 +84,20 @@ def fit_residual(
     start: str = "plusplus",
     batch: int | None = None,
     standardise: bool = True,
+    mesh: Mesh | None = None,
 ) -> Quantiser:
     """Residual k-means on x [n,d]: each level clusters what the ones before it left over.
 
     start: `plusplus` or `sample`; batch: rows a step of mini-batch k-means, None for all of them.
-    The same for any order of the rows. Raises ValueError for NaN and for fewer rows than codes.
+    The same for any order of the rows. mesh: rows spread over its devices; those beyond the last
+    multiple of their number are not fitted to. Raises ValueError for NaN and for fewer rows than
+    codes.
     """
-    rest, shift, scale = _prepared(x, size, standardise)
+    rest, shift, scale = _prepared(x, size, standardise, mesh)
     codebooks = []
     for key in _keys(seed, levels):
-        codebooks.append(kmeans(rest, key, size, steps, start, batch))
-        rest = rest - codebooks[-1][nearest(rest, codebooks[-1])]
+        codebooks.append(kmeans(rest, key, size, steps, start, batch, mesh))
+        rest = rest - codebooks[-1][nearest(rest, codebooks[-1], mesh)]
     return Quantiser(shift, scale, jnp.stack(codebooks))
 
 
@@ -170,7 +175,9 @@ def _in_order(x: np.ndarray) -> np.ndarray:
     return order
 
 
-def _prepared(x: np.ndarray, size: int, standardise: bool) -> tuple[Array, Array, Array]:
+def _prepared(
+    x: np.ndarray, size: int, standardise: bool, mesh: Mesh | None = None
+) -> tuple[Array, Array, Array]:
     """Rows in an order of their own, so that sampling does not depend on the caller's."""
     check_vectors(x, size)
     x = np.asarray(x, np.float32)
@@ -179,4 +186,11 @@ def _prepared(x: np.ndarray, size: int, standardise: bool) -> tuple[Array, Array
     scale = x.std(0, dtype=np.float64) if standardise else np.ones(x.shape[1])
     scale = np.where(scale > 1e-6, scale, 1.0)
     shift, scale = jnp.asarray(shift, jnp.float32), jnp.asarray(scale, jnp.float32)
-    return (jnp.asarray(x) - shift[None]) / scale[None], shift, scale
+    return (_placed(x, mesh) - shift[None]) / scale[None], shift, scale
+
+
+def _placed(x: np.ndarray, mesh: Mesh | None) -> Array:
+    if mesh is None:
+        return jnp.asarray(x)
+    whole = len(x) // mesh.size * mesh.size
+    return jax.device_put(x[:whole], NamedSharding(mesh, P(mesh.axis_names)))

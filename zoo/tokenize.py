@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from pipelines.codes import Codes, check_unique, from_array, write_index
 from pipelines.schema import Dataset
@@ -50,6 +51,7 @@ def tokenize(
     width: int = 32,
     balance: float = 0.0,
     teacher: Pretrained | str | Path | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Codes of every item that has a vector, to OUT (a JSON index) and OUT.npz (what made them,
     for items that come later: append_codes.py).
@@ -60,9 +62,10 @@ def tokenize(
     the last level, 0: off) and teacher are of the RQ-VAE. teacher: a run whose item vectors its
     ids shall follow, of that width (letter.py). resolver:
     what makes colliding codes unique (semantic_ids.resolve), None: `popularity` of a run's
-    vectors, else `digit`. Returns the quality report, of the codes before collisions are resolved.
-    Raises ValueError for an unknown name, for vectors that are not finite or too few, for a run of
-    other items or of another split, and for one without item vectors.
+    vectors, else `digit`. mesh: over which residual k-means spreads the vectors. Returns the
+    quality report, of the codes before collisions are resolved. Raises ValueError for an unknown
+    name, for vectors that are not finite or too few, for a run of other items or of another split,
+    and for one without item vectors.
     """
     if method not in METHODS:
         raise unknown("unknown method", method, METHODS)
@@ -79,7 +82,7 @@ def tokenize(
         module = RQVAE(x.shape[1], hidden, width, levels, size, balance=balance)
         made = _by_rqvae(x, module, steps, seed, _letter(data, teacher, rows))
     else:
-        made = _by_codebooks(x, method, levels, size, seed)
+        made = _by_codebooks(x, method, levels, size, seed, mesh)
     counts = np.bincount(data.split.train.values, minlength=dataset.n_items + 1)[rows]
     settled = resolve(made.codes, resolver, made.apart, counts)
     if resolver != "none":
@@ -137,9 +140,11 @@ def _served(
     return rows, x, {"run": bundle.config["model"]}
 
 
-def _by_codebooks(x: np.ndarray, method: str, levels: int, size: int, seed: int) -> Quantised:
+def _by_codebooks(
+    x: np.ndarray, method: str, levels: int, size: int, seed: int, mesh: Mesh | None
+) -> Quantised:
     if method == "rkmeans":
-        fitted = quantize.fit_residual(x, levels, size, seed)
+        fitted = quantize.fit_residual(x, levels, size, seed, mesh=mesh)
     else:
         rotations = ROTATIONS * (method == "opq")
         fitted = quantize.fit_product(x, levels, size, seed, rotations=rotations)
