@@ -196,6 +196,11 @@ EXPERIMENTS: dict[str, dict] = {
         "options": {"codes": "rkmeans:text"},
         "embed": {"modality": "text"},
     },
+    "tiger-relocated-beauty": {
+        **TIGER,
+        "embed": {"modality": "text"},
+        "tokenize": {"levels": 4, "resolver": "relocate"},
+    },
     "tiger-rkmeans-beauty": {**TIGER, "options": {"codes": "rkmeans:text"}},
     "tiger-random-beauty": {**TIGER, "options": {"codes": "random"}},
     "towers-id": {**MOVIES, "fields": {**TOWERS, "items": "id"}},

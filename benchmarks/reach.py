@@ -111,6 +111,19 @@ def with_vectors(experiment: dict, data, encoder: Path | None):
     return replace(data, options=options), files | {"width": told["width"]}
 
 
+def with_own_ids(experiment: dict, data):
+    """The data with the ids that `zoo tokenize` makes of its features.
+
+    experiment["tokenize"]: what that is told.
+    """
+    from zoo.tokenize import tokenize
+
+    out = Path(tempfile.mkdtemp()) / "ids.json"
+    told = tokenize(data, out, **experiment["tokenize"])
+    print(json.dumps(told, default=str), flush=True)
+    return replace(data, options=replace(data.options, codes=str(out)))
+
+
 def with_layers(run: Path, data, modalities: tuple[str, ...]):
     """The data with every layer of a pretraining run's encoders as features."""
     from zoo.embed import embed
@@ -276,6 +289,8 @@ def main() -> None:
     made_by = {}
     if "embed" in experiment:
         data, made_by = with_vectors(experiment, data, args.encoder)
+    if "tokenize" in experiment:
+        data = with_own_ids(experiment, data)
     if args.experiment.startswith("try-"):
         return search(args, experiment, data)
     path = RESULTS / experiment.get("folder", "") / f"{args.experiment}.json"

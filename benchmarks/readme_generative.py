@@ -1,0 +1,102 @@
+"""README blocks of the models that spell items: their ids, one trunk's items, two ways to train."""
+
+import json
+
+from kept import RESULTS, best_floor, load, spread, stratum
+
+
+def _runs(names: tuple[str, ...]) -> list[tuple[str, dict]]:
+    return [(name, told) for name in names if (told := load(name))]
+
+
+def spelled() -> str:
+    """What models that spell items reach, one row an experiment."""
+    from zoo.models import MODELS
+
+    lines = [
+        "| experiment | recall@10 | ndcg@10 | history in the ranking: items | strings | "
+        "warm, cold recall@10 | best floor, ndcg@10 | seeds | split | train | commit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(RESULTS.glob("*.json")):
+        told = json.loads(path.read_text())
+        if "experiment" in told and MODELS[told["experiment"]["model"]].family == "generative":
+            lines.append(_spelled_line(path.stem, told))
+    how = "`python benchmarks/reach.py EXPERIMENT --data FOLDER`; AMD EPYC, 2 cores."
+    return "\n".join([*lines, "", how])
+
+
+def _spelled_line(name: str, told: dict) -> str:
+    rows, seeds = told["rows"], len(told["rows"])
+    r10, n10 = (spread(told["summary"][k], seeds) for k in ("recall@10", "ndcg@10"))
+
+    def mean(key: str) -> str:
+        if key not in rows[0]:
+            return "–"
+        both = (sum(row[key][k] for row in rows) / seeds for k in ("recall@10", "ndcg@10"))
+        return ", ".join(f"{value:.4f}" for value in both)
+
+    warm, cold = (sum(stratum(r, c) for r in rows) / seeds for c in (False, True))
+    floor, value = best_floor(told["split_hash"])
+    verdict = "**above**" if told["summary"]["ndcg@10"][0] > value else "below"
+    minutes = sum(r["train_seconds"] for r in rows) / seeds / 60
+    commits = ", ".join(sorted({r["commit"] for r in rows}))
+    return (
+        f"| {name} | {r10} | {n10} | {mean('test_unmasked')} | {mean('test_strings')} | "
+        f"{warm:.4f}, {cold:.4f} | {verdict} {floor} {value:.4f} | {seeds} | "
+        f"`{told['split_hash'][:8]}` | {minutes:.0f} min | {commits} |"
+    )
+
+
+ITEMS = {
+    "sasrec-beauty": ("IDs", "SASRec"),
+    "sasrec-content-beauty": ("a content vector", "SASRec"),
+    "sasrec-codes-beauty": ("the sum of its codes", "SASRec"),
+    "tiger-letter-beauty": ("its codes, spelled", "TIGER"),
+}
+
+
+def represented() -> str:
+    """An item as an ID, a content vector, the sum of its codes or their sequence."""
+    lines = [
+        "| an item is | model | recall@10 | ndcg@10 | cold recall@10 | seeds | train |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, told in _runs(tuple(ITEMS)):
+        rows, seeds = told["rows"], len(told["rows"])
+        r10, n10 = (spread(told["summary"][k], seeds) for k in ("recall@10", "ndcg@10"))
+        cold = sum(stratum(r, True) for r in rows) / seeds
+        minutes = sum(r["train_seconds"] for r in rows) / seeds / 60
+        what, model = ITEMS[name]
+        lines.append(
+            f"| {what} | {model} | {r10} | {n10} | {cold:.4f} | {seeds} | {minutes:.0f} min |"
+        )
+    return "\n".join(lines)
+
+
+WAYS = {
+    "tiger-positions-movies": "every place at one pass a user",
+    "tiger-prefixes-movies": "every prefix encoded anew, code by code",
+}
+
+
+def recipes() -> str:
+    """The published way to train beside one pass a user, at equal examples."""
+    lines = [
+        "| ml-latest-small | validation ndcg@10 after 1, 2, 3, 6 epochs, best | recall@10 | "
+        "ndcg@10 | examples/s | train |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, told in _runs(tuple(WAYS)):
+        row = told["rows"][0]
+        curve = [point["ndcg@10"] for point in row["curve"][:4]] + [row["valid"]["ndcg@10"]]
+        own = (row["test"][k] for k in ("recall@10", "ndcg@10"))
+        lines.append(
+            f"| {WAYS[name]} | {', '.join(f'{v:.4f}' for v in curve)} | "
+            f"{' | '.join(f'{v:.4f}' for v in own)} | {row['examples_per_second']:.0f} | "
+            f"{row['train_seconds'] / 60:.0f} min |"
+        )
+    return "\n".join(lines)
+
+
+GENERATIVE_BLOCKS = {"spelled": spelled, "represented": represented, "recipes": recipes}
