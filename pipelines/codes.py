@@ -1,5 +1,6 @@
 """Semantic ids in the field's files: JSON indexes and columns of tokens, read, checked, written."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -12,6 +13,18 @@ import numpy as np
 from pipelines.schema import DataError
 
 TOKEN = re.compile(r"<([A-Za-z]+)_(\d+)>")
+
+
+def letters_of(levels: int) -> tuple[str, ...]:
+    """The letters of so many levels: a, b, ..., z, aa, ab, ..."""
+    tens = ["", *ascii_lowercase]
+    names = (tens[i // 26] + ascii_lowercase[i % 26] for i in range(levels))
+    return tuple(names)
+
+
+def catalogue_of(item_ids: np.ndarray) -> str:
+    """SHA-256 of a catalogue's ids [n_items+1], sorted, the padding row left out."""
+    return hashlib.sha256("\n".join(sorted(map(str, item_ids[1:]))).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -127,7 +140,7 @@ def _parse(
     if unknown and not plain:
         raise DataError(f"{where}: '{unknown[0]}' is no token; expected <a_12> or a plain number.")
     if plain:
-        found, numbers = tuple(ascii_lowercase[: len(words)]), [int(word) for word in words]
+        found, numbers = letters_of(len(words)), [int(word) for word in words]
     else:
         found, numbers = tuple(m[1] for m in matches), [int(m[2]) for m in matches]
     if letters is not None and found != letters:
@@ -188,8 +201,8 @@ def to_column(codes: Codes) -> np.ndarray:
     return np.array([" ".join(codes.tokens(row)) for row in range(len(codes.codes))], object)
 
 
-def from_array(codes: np.ndarray, letters: str = ascii_lowercase) -> Codes:
+def from_array(codes: np.ndarray) -> Codes:
     """Codes of int[n_items,c], one row an item, as a quantiser gives them; row 0 put before."""
     codes = np.asarray(codes, np.int32)
     rows = np.concatenate([np.zeros((1, codes.shape[1]), np.int32), codes])
-    return Codes(rows, np.arange(len(rows)) > 0, tuple(letters[: codes.shape[1]]))
+    return Codes(rows, np.arange(len(rows)) > 0, letters_of(codes.shape[1]))

@@ -133,6 +133,17 @@ def test_an_index_is_read_by_item_and_written_back(tmp_path):
     np.testing.assert_array_equal(files.from_array(codes.codes[1:]).codes, codes.codes)
 
 
+def test_more_levels_than_letters(tmp_path):
+    ids = np.array(["", "x", "y"], object)
+    made = files.from_array(np.arange(80).reshape(2, 40))
+    assert made.letters[25:28] == ("z", "aa", "ab")
+    files.write_index(tmp_path / "c.json", made, ids)
+    np.testing.assert_array_equal(files.read_index(tmp_path / "c.json", ids).codes, made.codes)
+    plain = [" ".join(map(str, row)) for row in made.codes.tolist()]
+    column = files.read_column(["", *plain[1:]], ids)
+    assert column.tokens(1) == made.tokens(1)
+
+
 def test_ids_that_count_from_zero_and_columns_of_plain_numbers(tmp_path):
     ids = np.array(["", "1", "2"], object)
     index = {"0": ["<A_1>", "<B_2>"], "1": ["<A_3>", "<B_4>"]}

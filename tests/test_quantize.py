@@ -143,13 +143,22 @@ def test_blocks_and_devices_change_no_code(monkeypatch):
 
 
 @pytest.mark.parametrize("batch", [None, 40])
-def test_a_mesh_fits_what_one_device_fits(batch):
-    settings = {"levels": 2, "size": 8, "steps": 10, "batch": batch}
-    one = quantize.fit_residual(X, **settings)
-    spread = quantize.fit_residual(X, **settings, mesh=make_mesh(4, 2))
+@pytest.mark.parametrize("start", km.STARTS)
+@pytest.mark.parametrize("n", [96, 93])  # of eight devices
+def test_a_mesh_fits_what_one_device_fits(batch, start, n):
+    settings = {"levels": 2, "size": 8, "steps": 10, "batch": batch, "start": start}
+    one = quantize.fit_residual(X[:n], **settings)
+    spread = quantize.fit_residual(X[:n], **settings, mesh=make_mesh(4, 2))
     np.testing.assert_allclose(spread.codebooks, one.codebooks, atol=1e-5)
-    odd = quantize.fit_residual(X[:93], **settings, mesh=make_mesh(8))  # 88 of them
-    assert error(odd, X[:93]) < 1.1 * error(quantize.fit_residual(X[:93], **settings), X[:93])
+    np.testing.assert_array_equal(quantize.encode(spread, X), quantize.encode(one, X))
+
+
+def test_rows_that_fill_up_a_mesh_revive_no_centre():
+    far = np.concatenate([np.zeros((40, 2)), np.ones((2, 2))]).astype(np.float32) + 5
+    settings = {"levels": 1, "size": 3, "steps": 5, "standardise": False, "start": "sample"}
+    made = [quantize.fit_residual(far, **settings, mesh=m) for m in (None, make_mesh(8))]
+    np.testing.assert_allclose(made[1].codebooks, made[0].codebooks, atol=1e-6)
+    assert np.abs(made[1].codebooks).min() > 4  # none at the zeros behind the rows
 
 
 def test_the_rows_stay_on_their_devices(monkeypatch):

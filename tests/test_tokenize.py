@@ -126,31 +126,47 @@ def test_items_that_come_later_get_codes_and_the_others_keep_theirs(tmp_path, mo
         append_codes(shop(60), again, after)
 
 
-def test_a_trained_model_spells_items_that_come_later(tmp_path):
+KINDS, EACH = 3, 20  # of items that are alike
+
+
+def groups_of(known: int) -> zoo.Data:
+    """A shop in which a user likes one kind of item; `known` of each kind are in the catalogue,
+    and the interactions name the first 15."""
+    rng = np.random.default_rng(0)
+    centres = 4 * rng.normal(size=(KINDS, 6))
+    kinds = np.tile(np.arange(KINDS), EACH)  # item i is of kind i % KINDS
+    vectors = (centres[kinds] + 0.3 * rng.normal(size=(KINDS * EACH, 6))).astype(np.float32)
+    names = [f"item-{i}" for i in range(KINDS * EACH)]
+    liked = np.arange(90) % KINDS
+    items = [names[KINDS * j + kind] for kind in liked for j in rng.permutation(15)[:6]]
+    n = KINDS * known
+    columns = {"item_id": names[:n], "users": np.repeat(np.arange(90), 6)}
+    rows = {"users": columns.pop("users"), "times": np.tile(np.arange(6), 90), "items": items}
+    made = from_arrays(**rows, item_columns=columns, features={"text": vectors[:n]})
+    return zoo.load_data(made)
+
+
+def test_a_trained_model_recommends_items_that_come_later(tmp_path):
     before, after = str(tmp_path / "before.json"), str(tmp_path / "after.json")
-    tokenize(shop(50), before, levels=2, size=8)
-    append_codes(shop(60), after, before)
+    tokenize(groups_of(16), before, levels=2, size=8)
+    append_codes(groups_of(EACH), after, before)
     data = [
-        replace(shop(n), options=zoo.DataOptions(codes=file))
-        for n, file in ((50, before), (60, after))
+        replace(groups_of(n), options=zoo.DataOptions(codes=file))
+        for n, file in ((16, before), (EACH, after))
     ]
-    small = {
-        "width": 16,
-        "layers": 1,
-        "decoder_layers": 1,
-        "heads": 2,
-        "head_width": 8,
-        "inner": 16,
-    }
-    trained, _ = zoo.fit(
-        "tiger", data[0], tmp_path / "run", zoo.settings_for("tiger", steps=4), **small
-    )
+    small = {"width": 16, "layers": 1, "decoder_layers": 1, "heads": 2, "head_width": 8}
+    settings = zoo.settings_for("tiger", steps=60, rate=1e-2, evaluate_every=60)
+    trained, _ = zoo.fit("tiger", data[0], tmp_path / "run", settings, inner=16, **small)
     data[1] = replace(data[1], dataset=replace(data[1].dataset, name="grown"))
-    still = zoo.settings_for("tiger", steps=0)
-    grown, _ = zoo.fit("tiger", data[1], tmp_path / "grown", still, graft=tmp_path / "run", **small)
+    still, start = zoo.settings_for("tiger", steps=0), tmp_path / "run"
+    grown, _ = zoo.fit("tiger", data[1], tmp_path / "grown", still, graft=start, inner=16, **small)
     assert grown.steps == 0 and grown.params_sha256 == trained.params_sha256
-    listed = zoo.from_pretrained(tmp_path / "grown").recommend(["item-3", "item-7"], k=58)
-    assert {f"item-{i}" for i in range(50, 60)} <= {row.item for row in listed}
+    bundle = zoo.from_pretrained(tmp_path / "grown")
+    for kind in range(KINDS):
+        history = [f"item-{KINDS * j + kind}" for j in range(3)]
+        listed = {row.item for row in bundle.recommend(history, k=EACH - 3)}
+        later = {f"item-{KINDS * j + kind}" for j in range(16, EACH)}
+        assert later <= listed, (kind, later - listed)
 
 
 def test_codes_that_cannot_grow_say_why(run, tmp_path):
@@ -177,6 +193,11 @@ def test_codes_that_cannot_grow_say_why(run, tmp_path):
     with pytest.raises(DataError, match="it belongs to other codes"):
         coded(wide.dataset, str(out))
     tokenize(shop(50), out, levels=2, size=8)
+    with pytest.raises(DataError, match="x.json was made for another catalogue than the 60 items"):
+        coded(wide.dataset, str(out))
+    turned = {"text": wide.dataset.features["text"][::-1]}
+    with pytest.raises(ValueError, match="vectors of .. of them give other codes: it belongs to"):
+        append_codes(replace(wide, dataset=replace(wide.dataset, features=turned)), new, out)
     source = wide.dataset.source | {"embedded": {"text": {"encoder_files": {"a": "b"}}}}
     other = replace(wide, dataset=replace(wide.dataset, source=source))
     with pytest.raises(ValueError, match="vectors of another space"):

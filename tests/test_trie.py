@@ -37,10 +37,9 @@ def published() -> np.ndarray:
     return np.load(FIXTURES / "t5_trie_beam.npz")["items"]
 
 
-@pytest.mark.parametrize("dense", [None, 0, 100])
-def test_allowed_tokens_of_the_published_catalogue(dense):
+def test_allowed_tokens_of_the_published_catalogue():
     codes = published()
-    trie = tries.build(codes, (42, 42, 42), dense=dense)
+    trie = tries.build(codes, (42, 42, 42))
     for prefix, expected in after(codes).items():
         state = walk(trie, prefix)
         allowed = MASK(trie, jnp.asarray([state]), len(prefix))[0]
@@ -105,16 +104,17 @@ def test_one_item_one_prefix_and_unequal_branching():
     assert one.branching == (1, 1, 1)
     assert tries.items(one, jnp.asarray([walk(one, (3, 0, 2))])).tolist() == [[0]]
     codes = np.asarray([[0, 0], [1, 0], [1, 1], [1, 2], [1, 3]])
-    many = tries.build(codes, dense=1)
+    many = tries.build(codes)
     assert many.branching == (2, 4)
     for row, code in enumerate(codes.tolist()):
         assert tries.items(many, jnp.asarray(walk(many, tuple(code)))).tolist() == [row]
     assert walk(many, (0, 1)) == tries.DEAD
 
 
-def test_fewer_allowed_items_fit_the_mould_without_a_new_compilation():
+@pytest.mark.parametrize("parts", [1, 8])
+def test_fewer_allowed_items_fit_the_mould_without_a_new_compilation(parts):
     codes = published()
-    whole = tries.build(codes, (42, 42, 42))
+    whole = tries.build(codes, (42, 42, 42), parts=parts)
     allowed = np.arange(20) % 3 > 0
     some = tries.build(codes, allowed=allowed, like=whole)
     traces = []
@@ -141,6 +141,8 @@ def test_errors_teach():
         tries.build(codes, (42, 42))
     with pytest.raises(ValueError, match="no item is allowed"):
         tries.build(codes, allowed=np.zeros(20, bool))
+    with pytest.raises(ValueError, match="at least one row of codes"):
+        tries.build(codes[:0])
     small = tries.build(codes[:4], (42, 42, 42))
     with pytest.raises(ValueError, match="`like` has room for"):
         tries.build(codes, like=small)

@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from pipelines.codes import Codes, read_index, write_index
+from pipelines.codes import Codes, catalogue_of, read_index, write_index
 from zoo.coding import MOST
 from zoo.data import Data, prepare
 from zoo.embedded import space_differences
@@ -19,6 +19,7 @@ from zoo.names import unknown
 from zoo.quantised import Quantised, again
 from zoo.semantic_ids import append
 
+SAME = 0.9  # of the items that have codes: vectors that still give them
 GROWS = {"sinkhorn": "relocate"}  # the old items' shares are dealt; a new one takes what is free
 
 
@@ -59,6 +60,7 @@ def append_codes(data: Data, out: str | Path, old: str | Path) -> dict[str, Any]
     new = np.flatnonzero(dataset.present[modality] & ~before.present)
     if not len(new):
         raise ValueError(f"{old} has codes of every item of {dataset.name} that has a vector.")
+    _check_items(made, dataset.features[modality][kept], before.codes[kept], old)
     found = _quantised(made, dataset.features[modality][new], old)
     how = GROWS.get(made.about["resolver"], made.about["resolver"])
     table = np.zeros((dataset.n_items + 1, before.codes.shape[1]), np.int32)
@@ -70,7 +72,8 @@ def append_codes(data: Data, out: str | Path, old: str | Path) -> dict[str, Any]
     table[[*kept, *new]] = grown
     present = np.isin(np.arange(len(table)), [*kept, *new])
     write_index(out, Codes(table, present, before.letters), dataset.item_ids)
-    Path(f"{out}.npz").write_bytes(Path(f"{old}.npz").read_bytes())
+    about = made.about | {"catalogue": catalogue_of(dataset.item_ids)}
+    np.savez(f"{out}.npz", about=json.dumps(about), room=made.room, **made.arrays)
     told = {"data": dataset.name, "modality": modality, "method": made.about["method"]}
     told |= {"resolver": made.about["resolver"], "kept": len(kept), "new": len(new)}
     return told | {"without_codes": dataset.n_items - len(kept) - len(new), "out": str(out)}
@@ -112,6 +115,21 @@ def _check_space(theirs: dict[str, Any], mine: dict[str, Any], old: str | Path) 
     if lines:
         listed = "\n  ".join(lines)
         raise ValueError(f"{old} was made of vectors of another space:\n  {listed}")
+
+
+def _check_items(made: Made, x: np.ndarray, codes: np.ndarray, old: str | Path) -> None:
+    """Raise ValueError unless x [n,d] are the vectors that codes [n,c] were made of, but for a few
+    that changed: items of another catalogue may have the same names."""
+    again, kept = _quantised(made, x, old).codes, codes
+    if made.about["resolver"] not in ("digit", "popularity", "none"):
+        again, kept = again[:, :-1], codes[:, :-1]  # the last level was resolved
+    same = (again == kept[:, : again.shape[1]]).all(1) if again.shape[1] else np.ones(len(x), bool)
+    if same.mean() < SAME:
+        raise ValueError(
+            f"{old} names {len(x)} of these items, and the vectors of {(~same).sum()} of them give "
+            "other codes: it belongs to another catalogue, or their content has changed. Make the "
+            "codes anew."
+        )
 
 
 def _quantised(made: Made, x: np.ndarray, old: str | Path) -> Quantised:

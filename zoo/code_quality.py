@@ -7,6 +7,7 @@ import numpy as np
 from zoo.semantic_ids import groups
 
 ASKED = 2000  # rows whose nearest neighbour is looked for
+HELD = 1 << 26  # distances held at once
 
 
 def quality(
@@ -82,10 +83,17 @@ def _purity(level: np.ndarray, label: np.ndarray, weights: np.ndarray | None = N
 
 def _agreement(codes: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> list[float]:
     asked = rng.permutation(len(x))[:ASKED]
-    distances = (x**2).sum(1)[None] - 2 * x[asked] @ x.T
-    distances[np.arange(len(asked)), asked] = np.inf  # oneself
-    same = codes[asked] == codes[distances.argmin(1)]
+    each = max(1, HELD // len(x))
+    blocks = [asked[i : i + each] for i in range(0, len(asked), each)]
+    same = codes[asked] == codes[np.concatenate([_neighbours(x, rows) for rows in blocks])]
     return np.logical_and.accumulate(same, axis=1).mean(0).tolist()
+
+
+def _neighbours(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """int[r]: the nearest other row of x [n,d] to each of `rows`."""
+    distances = (x**2).sum(1)[None] - 2 * x[rows] @ x.T
+    distances[np.arange(len(rows)), rows] = np.inf  # oneself
+    return distances.argmin(1)
 
 
 def lines(report: dict[str, Any]) -> list[str]:

@@ -6,13 +6,21 @@ rkmeans           residual k-means of all content the data set has; of one with 
 random            the control: codes that mean nothing
 """
 
+import json
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 
 from pipelines import content
-from pipelines.codes import Codes, check_vectors, from_array, read_column, read_index
+from pipelines.codes import (
+    Codes,
+    catalogue_of,
+    check_vectors,
+    from_array,
+    read_column,
+    read_index,
+)
 from pipelines.schema import DataError, Dataset
 from zoo import quantize
 from zoo.semantic_ids import with_digit
@@ -73,7 +81,7 @@ def _one(dataset: Dataset, name: str, text: str, seed: int) -> tuple[str, tuple]
         found = read_column(column, dataset.item_ids, name, MOST, True, True)
     elif name.endswith(".json") and Path(name).is_file():
         found = read_index(name, dataset.item_ids, MOST, partial=True, collisions=True)
-        return Path(name).stem, (found, _room(name, found))
+        return Path(name).stem, (found, _room(name, found, dataset))
     else:
         raise DataError(
             f"codes '{name}': {dataset.name} has no such column and there is no such .json file. "
@@ -82,17 +90,25 @@ def _one(dataset: Dataset, name: str, text: str, seed: int) -> tuple[str, tuple]
     return name, (found, sizes(found))
 
 
-def _room(name: str, codes: Codes) -> np.ndarray:
+def _room(name: str, codes: Codes, dataset: Dataset) -> np.ndarray:
     """int32 [c]: the sizes of an index's levels; those that `zoo tokenize` wrote beside it, so that
-    an index to which items were added fits the model of the one before."""
+    an index to which items were added fits the model of the one before. What is beside it also says
+    whose items the codes are: numbered items of one shop have the names of another's."""
     made, need = Path(f"{name}.npz"), codes.codes.max(axis=0) + 1
     if not made.is_file():
         return sizes(codes)
     try:
         with open(made, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             room = np.asarray(arrays["room"]) if "room" in arrays else sizes(codes)
+            about = json.loads(str(arrays["about"])) if "about" in arrays else {}
     except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise DataError(f"{made}: expected what zoo tokenize writes, found {error!r}.") from error
+    if about.get("catalogue", own := catalogue_of(dataset.item_ids)) != own:
+        raise DataError(
+            f"{name} was made for another catalogue than the {dataset.n_items} items of "
+            f"{dataset.name}, if only by another filter: zoo tokenize makes codes of these, with "
+            "--append such that the old ones stay."
+        )
     if room.shape != need.shape or (room < need).any():
         raise DataError(
             f"{made} has room for {room.tolist()} codes by level, and those of {name} need "

@@ -89,14 +89,13 @@ def fit_residual(
     """Residual k-means on x [n,d]: each level clusters what the ones before it left over.
 
     start: `plusplus` or `sample`; batch: rows a step of mini-batch k-means, None for all of them.
-    The same for any order of the rows. mesh: rows spread over its devices; those beyond the last
-    multiple of their number are not fitted to. Raises ValueError for NaN and for fewer rows than
-    codes.
+    The same for any order of the rows, and up to rounding for any mesh: its devices share the rows.
+    Raises ValueError for NaN and for fewer rows than codes.
     """
     rest, shift, scale = _prepared(x, size, standardise, mesh)
     codebooks = []
     for key in _keys(seed, levels):
-        codebooks.append(kmeans(rest, key, size, steps, start, batch, mesh))
+        codebooks.append(kmeans(rest, key, size, steps, start, batch, mesh, len(x)))
         rest = rest - codebooks[-1][nearest(rest, codebooks[-1], mesh)]
     return Quantiser(shift, scale, jnp.stack(codebooks))
 
@@ -190,7 +189,8 @@ def _prepared(
 
 
 def _placed(x: np.ndarray, mesh: Mesh | None) -> Array:
+    """x on its devices, with zero rows behind it where they do not divide."""
     if mesh is None:
         return jnp.asarray(x)
-    whole = len(x) // mesh.size * mesh.size
-    return jax.device_put(x[:whole], NamedSharding(mesh, P(mesh.axis_names)))
+    x = np.pad(x, ((0, -len(x) % mesh.size), (0, 0)))
+    return jax.device_put(x, NamedSharding(mesh, P(mesh.axis_names)))

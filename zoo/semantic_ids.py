@@ -1,4 +1,4 @@
-"""Codes made unique, new items appended, and what the codes are worth: on the host, in numpy.
+"""Codes made unique, and new items appended: on the host, in numpy.
 
 Resolvers, all deterministic; a group is the items that share all their codes:
     digit       an extra level: 0, 1, 2, ... within the group, in the order of the rows
@@ -83,20 +83,24 @@ def relocate(codes: np.ndarray, distances: np.ndarray) -> np.ndarray:
     codes = codes.copy()
     own = distances[np.arange(len(codes)), codes[:, -1]]
     prefix = groups(codes[:, :-1])
+    members = _members(prefix)
     for rows in _crowded(codes):
         rows = rows[np.argsort(own[rows], kind="stable")]
         for row in rows[1:]:
-            taken = codes[prefix == prefix[row], -1]
+            taken = codes[members[prefix[row]], -1]
             codes[row, -1] = _nearest_free(distances[row], taken, codes[row])
     return codes
 
 
+def _members(group: np.ndarray) -> list[np.ndarray]:
+    """The rows of every group int[n], numbered from 0, in their order."""
+    order = np.argsort(group, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+
+
 def _crowded(codes: np.ndarray) -> list[np.ndarray]:
     """The rows of every group of more than one, in the order of the codes."""
-    group = groups(codes)
-    order = np.argsort(group, kind="stable")
-    parts = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
-    return [rows for rows in parts if len(rows) > 1]
+    return [rows for rows in _members(groups(codes)) if len(rows) > 1]
 
 
 def _nearest_free(distances: np.ndarray, taken: np.ndarray, code: np.ndarray) -> int:
@@ -121,12 +125,13 @@ def spread(
     """
     codes, run = codes.copy(), jax.jit(balanced)
     prefix = groups(codes[:, :-1])
+    members = _members(prefix)
     for _ in range(rounds):
         crowded = _crowded(codes)
         if not crowded:
             break
         for rows in crowded:
-            others = np.setdiff1d(np.flatnonzero(prefix == prefix[rows[0]]), rows)
+            others = np.setdiff1d(members[prefix[rows[0]]], rows)
             free = np.ones(distances.shape[1], bool)
             free[codes[others, -1]] = False
             if free.any():

@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pipelines.codes import Codes, check_unique, from_array, write_index
+from pipelines.codes import (
+    Codes,
+    catalogue_of,
+    check_unique,
+    from_array,
+    letters_of,
+    write_index,
+)
 from pipelines.schema import Dataset
 from pipelines.words import category_of
 from zoo import quantize
@@ -32,7 +39,6 @@ METHODS = ("rkmeans", "pq", "opq", "rqvae")
 ROTATIONS = 10  # of OPQ
 BATCH = 1024  # of RQ-VAE
 WATCHED = 5  # evaluations in a row that say that a level has collapsed
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 log = logging.getLogger("zoo")
 
 
@@ -89,6 +95,7 @@ def tokenize(
         check_unique(settled, dataset.item_ids[rows])
     write_index(out, _placed(settled, rows, dataset.n_items), dataset.item_ids)
     about = {"method": method, "resolver": resolver, "hidden": hidden, "vectors": told}
+    about["catalogue"] = catalogue_of(dataset.item_ids)
     if run is None:
         about["vectors"] = space_of(data, told["modality"])
     room = sizes(from_array(settled))
@@ -189,4 +196,4 @@ def _placed(codes: np.ndarray, rows: np.ndarray, n_items: int) -> Codes:
     """Codes of `rows` in a table of all items; the others have none."""
     table = np.zeros((n_items + 1, codes.shape[1]), np.int32)
     table[rows] = codes
-    return Codes(table, np.isin(np.arange(n_items + 1), rows), tuple(LETTERS[: codes.shape[1]]))
+    return Codes(table, np.isin(np.arange(n_items + 1), rows), letters_of(codes.shape[1]))

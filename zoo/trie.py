@@ -21,7 +21,7 @@ NO_TOKEN = np.iinfo(np.int32).max
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["starts", "tokens", "dense", "low", "high", "order", "above"],
+    data_fields=["starts", "tokens", "low", "high", "order", "above"],
     meta_fields=["sizes", "branching", "group"],
 )
 @dataclass(frozen=True)
@@ -30,7 +30,6 @@ class Trie:
 
     starts: Array  # s+1: the edges of state i are starts[i]:starts[i+1]
     tokens: Array  # e: ascending within a state; padded with a token that nothing matches
-    dense: Array  # r v: next state by token of the first r states, -1 = none
     low: Array  # s: the items below state i are order[low[i]:high[i]]
     high: Array  # s
     order: Array  # n: rows of the codes, sorted by code and then by row
@@ -44,20 +43,20 @@ def build(
     codes: np.ndarray,
     sizes: tuple[int, ...] | None = None,
     allowed: np.ndarray | None = None,
-    dense: int | None = None,
     like: Trie | None = None,
     parts: int = 1,
 ) -> Trie:
     """The trie of codes int[n,c], or of its rows where allowed bool[n].
 
-    sizes: codes of each level, the largest seen plus one unless given; dense: how many of the
-    first states get a whole row (the root and the first level unless given); like: a trie whose
-    array shapes this one shall have; parts: every array gets a multiple of so many rows, to be
-    spread over devices. Raises ValueError for codes outside their level, for no item at all, and
-    where `like` is too small.
+    sizes: codes of each level, the largest seen plus one unless given; like: a trie whose array
+    shapes this one shall have; parts: every array gets a multiple of so many rows, to be spread
+    over devices. Raises ValueError for codes outside their level, for no item at all, and where
+    `like` is too small.
     """
     codes = np.asarray(codes)
     rows = np.arange(len(codes)) if allowed is None else np.flatnonzero(allowed)
+    if not len(rows):
+        raise ValueError("no item is allowed: a trie needs at least one row of codes.")
     sizes = like.sizes if like is not None else sizes
     sizes = tuple(int(v) for v in (codes.max(0) + 1 if sizes is None else sizes))
     _check(codes[rows], sizes)
@@ -66,36 +65,22 @@ def build(
     above = np.full(codes.shape, DEAD)
     above[order] = way
     group = int((high - low)[way[:, -1]].max())
-    room = 1 + sizes[0] if dense is None else dense
-    room = min(room, len(low)) if like is None else like.dense.shape[0]
-    table = _dense(starts, tokens, room, max(sizes))
-    arrays = [starts, tokens, low, high, order]
+    arrays = [starts, tokens, low, high, order, above]
     lengths = [-(-len(a) // parts) * parts for a in arrays]
     if like is not None:
-        lengths = [len(a) for a in (like.starts, like.tokens, like.low, like.high, like.order)]
-    starts, tokens, low, high, order = _padded(arrays, lengths)
+        moulds = (like.starts, like.tokens, like.low, like.high, like.order, like.above)
+        lengths = [len(a) for a in moulds]
+    arrays = _padded(arrays, lengths)
     if like is not None:
         branching, group = _fitting(like, branching, group)
-    table = np.pad(table, ((0, -len(table) % parts), (0, 0)), constant_values=DEAD)
-    above = np.pad(above, ((0, -len(above) % parts), (0, 0)), constant_values=DEAD)
-    arrays = (starts, tokens, table, low, high, order, above)
     return Trie(*(jnp.asarray(a, jnp.int32) for a in arrays), sizes, branching, group)
 
 
 def children(trie: Trie, state: Array, token: Array) -> Array:
-    """The state behind `token` int[...] from `state` int[...], -1 where no code goes on so."""
-    found = _search(trie, state, token)
-    room, v = trie.dense.shape
-    if not room:
-        return found
-    whole = trie.dense[jnp.clip(state, 0, room - 1), jnp.clip(token, 0, v - 1)]
-    inside = (state >= 0) & (state < room)
-    whole = jnp.where((token >= 0) & (token < v), whole, DEAD)
-    return jnp.where(inside, whole, found)
+    """The state behind `token` int[...] from `state` int[...], -1 where no code goes on so.
 
-
-def _search(trie: Trie, state: Array, token: Array) -> Array:
-    """Bisection of a state's sorted tokens; as many halvings as the widest state needs."""
+    Bisection of a state's sorted tokens; as many halvings as the widest state needs.
+    """
     low, end = (jnp.take(trie.starts, jnp.maximum(state, 0) + i, mode="clip") for i in (0, 1))
     high = end
     for _ in range(max(trie.branching).bit_length()):
@@ -159,20 +144,11 @@ def _compress(codes: np.ndarray) -> tuple:
     return starts, *joined, tuple(branching), way
 
 
-def _dense(starts: np.ndarray, tokens: np.ndarray, room: int, v: int) -> np.ndarray:
-    """[room,v]: next states of the first `room` states."""
-    table = np.full((room, v), DEAD)
-    known = min(room, len(starts) - 1)
-    edges = np.arange(starts[known])
-    state = np.repeat(np.arange(known), np.diff(starts[: known + 1]))
-    table[state, tokens[edges]] = edges + 1
-    return table
-
-
 def _padded(arrays: list[np.ndarray], lengths: list[int]) -> list[np.ndarray]:
-    """Starts, tokens, low, high, order at these lengths; padding states have no edge, no item."""
+    """Starts, tokens, low, high, order, above at these lengths; padding states have no edge, no
+    item."""
     out = []
-    fills = (arrays[0][-1], NO_TOKEN, 0, 0, 0)
+    fills = (arrays[0][-1], NO_TOKEN, 0, 0, 0, DEAD)
     for array, fill, length in zip(arrays, fills, lengths, strict=True):
         spare = length - len(array)
         if spare < 0:
@@ -180,7 +156,7 @@ def _padded(arrays: list[np.ndarray], lengths: list[int]) -> list[np.ndarray]:
                 f"`like` has room for {length} entries where these codes need {len(array)}: "
                 "build without `like`, which compiles anew, or take a larger trie as the mould."
             )
-        out.append(np.r_[array, np.full(spare, fill)])
+        out.append(np.concatenate([array, np.full((spare, *array.shape[1:]), fill)]))
     return out
 
 
@@ -195,8 +171,6 @@ def _fitting(like: Trie, branching: tuple[int, ...], group: int) -> tuple[tuple[
 
 
 def _check(codes: np.ndarray, sizes: tuple[int, ...]) -> None:
-    if not len(codes):
-        raise ValueError("no item is allowed: a trie needs at least one row of codes.")
     if codes.shape[1] != len(sizes):
         raise ValueError(f"codes have {codes.shape[1]} levels; sizes names {len(sizes)}: {sizes}.")
     bad = np.argwhere((codes < 0) | (codes >= np.asarray(sizes)[None]))

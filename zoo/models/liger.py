@@ -47,11 +47,12 @@ def dense(items: Items, temperature: float) -> Side:
     def rank(index, query, found, k, exclude):
         """The k best by cosine of the beam's items [b,k] and of those without train events."""
         table, state = normalise(index["content"]), normalise(query["state"])
-        n, cold = len(table), index["valid"] & (index["popularity"] == 0)
+        said = jnp.any(index["content"] != 0, axis=1)  # of an item without content nothing is known
+        n, cold = len(table), index["valid"] & (index["popularity"] == 0) & said
         items, scores = scan_top_k(
             partial(dot_match, table, state), n, k, cold, exclude, len(state)
         )
-        known = (found > 0) & jnp.take(index["popularity"] > 0, found)
+        known = (found > 0) & jnp.take((index["popularity"] > 0) & said, found)
         own = jnp.where(known, dot_match(table, state, found), -jnp.inf)
         items = jnp.concatenate([found, items], axis=1)
         scores, at = lax.top_k(jnp.concatenate([own, scores], axis=1), k)
