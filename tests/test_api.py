@@ -109,6 +109,26 @@ def test_k_may_be_all_that_is_left_and_no_more(bundle):
         bundle.recommend(["item-00"], k=0)
 
 
+def test_only_the_allowed_compete_and_nothing_is_compiled_anew(bundle):
+    few = [f"item-{i:02}" for i in range(0, N_ITEMS, 4)]
+    every = bundle.recommend(["item-03"], k=5)
+    bundle.recommend(["item-04"], k=N_ITEMS - 1)
+    traces = bundle._recommend._cache_size()
+    listed = bundle.recommend(["item-04"], k=5, allowed=few)
+    assert len(listed) == 5 and {x.item for x in listed} <= set(few) - {"item-04"}
+    ranked = [x.item for x in bundle.recommend(["item-04"], k=N_ITEMS - 1) if x.item in few]
+    assert [x.item for x in listed] == ranked[:5]
+    assert bundle._recommend._cache_size() == traces
+    assert bundle.recommend(["item-03"], k=5) == every
+    session = bundle.session()
+    session.append("item-04")
+    assert [x.item for x in session.recommend(5, few)] == [x.item for x in listed]
+    with pytest.raises(ValueError, match="k is 10; expected 1 to 9: the items that compete less"):
+        bundle.recommend(["item-04"], k=10, allowed=few)
+    with pytest.raises(DataError, match="allowed: .'item-99'. not among the 40 items"):
+        bundle.recommend(["item-04"], k=1, allowed=["item-99"])
+
+
 def test_bad_histories_are_told(bundle):
     with pytest.raises(DataError, match="history is empty"):
         bundle.recommend([])
@@ -304,6 +324,10 @@ def test_command_line(run, tmp_path, capsys):
     assert told["best"]["recall@10"] > 0.7
     listed = said(capsys, "recommend", str(out), "--history", "item-03,item-04", "--k", "3")
     assert len(listed["recommendations"]) == 3
+    (tmp_path / "stock.txt").write_text("item-30\nitem-31\n")
+    words = ("--history", "item-03,item-04", "--k", "2", "--allowed", str(tmp_path / "stock.txt"))
+    listed = said(capsys, "recommend", str(out), *words)["recommendations"]
+    assert {row["item"] for row in listed} == {"item-30", "item-31"}
     assert "sasrec" in said(capsys, "models")["models"]
     floors = said(capsys, "floors", "--data", str(folder), "--only", "popularity", "markov")
     assert floors["floors"]["markov"]["metrics"]["recall@10"] > 0.7

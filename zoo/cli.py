@@ -192,6 +192,8 @@ def _recommend(argv: list[str]) -> int:
         k: int = 10
         times: str | None = None
         """When each happened, in seconds, with commas between them: for models that read times."""
+        allowed: Path | None = None
+        """A file of item ids, one a line: only these compete."""
         json: bool = False
 
     args = _parse(RecommendArgs, _behind(argv), "recommend RUN_OR_BUNDLE")
@@ -199,7 +201,9 @@ def _recommend(argv: list[str]) -> int:
 
     history = [item.strip() for item in args.history.split(",") if item.strip()]
     times = None if args.times is None else [float(t) for t in args.times.split(",")]
-    lines = from_pretrained(name).recommend(history, args.k, times)
+    allowed = args.allowed.read_text().split("\n") if args.allowed else None
+    allowed = allowed and [item.strip() for item in allowed if item.strip()]
+    lines = from_pretrained(name).recommend(history, args.k, times, allowed)
     if not args.json:
         for place, x in enumerate(lines, 1):
             print(f"{place:>3}  {x.item:<16} {x.score:9.4f}  {x.title}")

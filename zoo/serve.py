@@ -87,51 +87,68 @@ class Pretrained:
 
         return jax.jit(listed, static_argnums=3)
 
-    def numbers(self, history: Sequence[str]) -> list[int]:
+    def numbers(self, history: Sequence[str], called: str = "history") -> list[int]:
         """Inner ids of external ones. Raises DataError naming the unknown ids."""
         wanted = [str(item) for item in history]
         unknown = [item for item in wanted if item not in self._numbers]
         if unknown:
             near = difflib.get_close_matches(unknown[0], list(self._numbers), 3)
             raise DataError(
-                f"history: {unknown[:5]} not among the {len(self._numbers)} items of this bundle"
+                f"{called}: {unknown[:5]} not among the {len(self._numbers)} items of this bundle"
                 + (f"; nearest to '{unknown[0]}': {', '.join(near)}" if near else "")
                 + f"; ids look like '{self.item_ids[1]}'."
             )
         if not wanted:
-            raise DataError("history is empty: give at least one item id; expected e.g. ['ID1'].")
+            raise DataError(f"{called} is empty: give at least one item id, such as ['ID1'].")
         return [self._numbers[item] for item in wanted]
 
     def recommend(
-        self, history: Sequence[str], k: int = 10, times: Sequence[float] | None = None
+        self,
+        history: Sequence[str],
+        k: int = 10,
+        times: Sequence[float] | None = None,
+        allowed: Sequence[str] | None = None,
     ) -> list[Recommendation]:
         """The k best items not in `history` (external ids, oldest first), best first.
 
-        times: seconds, one an item; needed by models that read them.
+        times: seconds, one an item; needed by models that read them. allowed: ids of the only
+        items that compete, such as those in stock; another choice of them compiles nothing anew.
         """
-        return self.recommend_batch([history], k, None if times is None else [times])[0]
+        return self.recommend_batch([history], k, None if times is None else [times], allowed)[0]
 
     def recommend_batch(
         self,
         histories: Sequence[Sequence[str]],
         k: int = 10,
         times: Sequence[Sequence[float]] | None = None,
+        allowed: Sequence[str] | None = None,
     ) -> list[list[Recommendation]]:
         """`recommend` for several histories at once."""
         numbers = [self.numbers(history) for history in histories]
-        self._check_k(k, numbers)
+        index = self._among(allowed)
+        self._check_k(k, numbers, index)
         batch = self._requests(numbers, times)
-        return self._lines(*self._recommend(self.params, self.index, batch, k))
+        return self._lines(*self._recommend(self.params, index, batch, k))
 
     def session(self) -> "Session":
         """An empty history to append events to."""
         return Session(self)
 
-    def _check_k(self, k: int, numbers: list[list[int]]) -> None:
-        available = int(self.catalogue["valid"].sum()) - max(len(set(row)) for row in numbers)
+    def _among(self, allowed: Sequence[str] | None) -> Any:
+        """The index in which only `allowed` items compete."""
+        if allowed is None:
+            return self.index
+        rows = np.zeros(len(self.index["valid"]), bool)
+        rows[self.numbers(allowed, "allowed")] = True
+        return {**self.index, "valid": self.index["valid"] & rows}
+
+    def _check_k(self, k: int, numbers: list[list[int]], index: Any) -> None:
+        left = np.asarray(index["valid"])
+        available = int(left.sum()) - max(int(left[list(set(row))].sum()) for row in numbers)
         if not 1 <= k <= available:
             raise ValueError(
-                f"k is {k}; expected 1 to {available}: the catalogue less the items of the history."
+                f"k is {k}; expected 1 to {available}: the items that compete less those of the "
+                "history."
             )
 
     def _requests(
@@ -240,15 +257,16 @@ class Session:
         self.history.append(str(item))  # last: an event that could not be read is not kept
         self.times += [] if time is None else [time]
 
-    def recommend(self, k: int = 10) -> list[Recommendation]:
-        """The k best items not in the history so far, best first."""
+    def recommend(self, k: int = 10, allowed: Sequence[str] | None = None) -> list[Recommendation]:
+        """The k best items (of those `allowed`) not in the history so far, best first."""
         b = self.bundle
         numbers = b.numbers(self.history)
         if not self.reads_once:
-            return b.recommend(self.history, k, self.times or None)
-        b._check_k(k, [numbers])
+            return b.recommend(self.history, k, self.times or None, allowed)
+        index = b._among(allowed)
+        b._check_k(k, [numbers], index)
         exclude = b._requests([numbers])["exclude"]
-        items, scores = b._best(b.params, b.index, self._query, k, exclude)
+        items, scores = b._best(b.params, index, self._query, k, exclude)
         return b._lines(items, scores)[0]
 
 
