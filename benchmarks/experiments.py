@@ -188,6 +188,7 @@ EXPERIMENTS: dict[str, dict] = {
         "data": "amazon-instruments",
         "options": {"codes": "sid_text,sid_image"},
         "settings": TIGER["settings"] | {"evaluate_every": 636},
+        "strings": True,
     },
     "tiger-positions-movies": {**ONCE, "model": "tiger"},
     "tiger-prefixes-movies": {**EACH, "model": "tiger_paper"},

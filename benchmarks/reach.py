@@ -231,18 +231,39 @@ def without_each(fitted, data) -> dict[str, dict[str, float]]:
     return found
 
 
+def alike(codes: np.ndarray) -> np.ndarray:
+    """int[n]: of each item the first that has its codes int[n,c], or, of int[n,v,c], its codes in
+    one of the v vocabularies."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(codes)
+    words = [
+        np.unique(x, axis=0, return_inverse=True)[1]
+        for x in codes.reshape(n, -1, codes.shape[-1]).swapaxes(0, 1)
+    ]
+    nodes = np.concatenate([n * (v + 1) + word.reshape(-1) for v, word in enumerate(words)])
+    size = n * (len(words) + 1)
+    links = csr_array(
+        (np.ones(len(nodes)), (np.tile(np.arange(n), len(words)), nodes)), (size, size)
+    )
+    group = connected_components(links, directed=False)[1][:n]
+    _, first, own = np.unique(group, return_index=True, return_inverse=True)
+    return first[own.reshape(-1)]
+
+
 def by_string(fitted, data) -> dict[str, float]:
-    """Test metrics, history in the ranking, of a model that spells one vocabulary, where any item
-    of the target's codes is a hit: what papers report that compare strings of codes. Lists are
-    those of items, so that their strings, each once, may be fewer than k."""
+    """Test metrics, history in the ranking, of a model that spells items, where any item of the
+    target's codes is a hit: what papers report that compare strings of codes. Lists are those of
+    items, so that their strings, each once, may be fewer than k."""
     import jax.numpy as jnp
 
     from zoo import api
 
-    _, first, group = np.unique(
-        np.asarray(fitted.catalogue["codes"]), axis=0, return_index=True, return_inverse=True
-    )
-    same = first[group.reshape(-1)]  # the first item of the same codes
+    codes = np.array(fitted.catalogue["codes"])
+    without = codes[..., 0] < 0  # each alone
+    codes[without] = -1 - np.arange(without.sum())[:, None]
+    same = alike(codes)
 
     def recommend(params, index, batch, k):
         items, scores = fitted.recommender.recommend(params, index, batch, k)

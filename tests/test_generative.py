@@ -194,6 +194,36 @@ def test_a_filter_is_an_argument_and_a_user_may_have_no_history(name):
     assert len(traces) == 1
 
 
+@pytest.mark.parametrize("by_token", [False, True])
+def test_a_user_token_tells_whose_history_it_is(by_token):
+    fields = {"by_token": True, "causal": False} if by_token else {}
+    recommender, params, catalogue, batch = made("tiger", user_tokens=5, **fields)
+    index = jax.jit(recommender.index)(params, catalogue)
+    score = jax.jit(recommender.score)
+    every = jnp.broadcast_to(jnp.arange(1, 9)[None], (6, 8))
+    own = asked()
+
+    def of(users) -> np.ndarray:
+        named = np.broadcast_to(np.asarray(users), (6, 1)) * (own["items"] > 0)
+        return np.asarray(score(params, index, {**own, "users": named.astype(np.int32)}, every))
+
+    one = of([[2]])
+    assert np.abs(one - of([[3]])).max() > 1e-6, "another user"
+    np.testing.assert_array_equal(one, of([[7]]))  # of the same row
+    plain = dict(params["speller"])
+    plain.pop("owners")
+    bare = made("tiger", **fields)[0]
+    stranger = np.asarray(jax.jit(bare.score)({"speller": plain}, index, own, every))
+    np.testing.assert_allclose(of([[0]]), stranger, atol=1e-5)
+    if not by_token:
+        grads = jax.jit(jax.grad(recommender.loss, has_aux=True))(
+            params, catalogue, batch, jax.random.key(1)
+        )[0]
+        assert np.abs(grads["speller"]["owners"]).min(axis=1).max() > 0
+    with pytest.raises(ValueError, match="user_tokens is -1"):
+        build("tiger", user_tokens=-1)
+
+
 def test_lists_of_parallel_ids_are_the_exact_ranking():
     recommender, params, catalogue, _ = made("rpg")
     index = jax.jit(recommender.index)(params, catalogue)

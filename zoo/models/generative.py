@@ -59,7 +59,8 @@ class Speller(nn.Module):
     def read(self, history: tuple, mask: Array, train: bool = False) -> Array:
         """States [b,l,d] (by_token [b,l*c,d]) of a history; mask bool [b,l,l].
 
-        history: codes int[b,l,c] and any vectors [b,l,d] to be added to those of the items.
+        history: codes int[b,l,c] and any vectors [b,l,d] to be added to those of the items (to
+        each of their codes by_token).
         """
         codes, *added = history
         present = (codes[:, :, :1] >= 0)[..., None]
@@ -67,6 +68,7 @@ class Speller(nn.Module):
         b, l, c, d = x.shape
         if self.by_token:
             mask = jnp.repeat(jnp.repeat(mask, c, axis=1), c, axis=2)
+            x = sum((y[:, :, None] for y in added), x)
             return self.encoder.encode(x.reshape(b, l * c, d), mask, train)
         return self.encoder.encode(sum(added, jnp.sum(x, axis=2) / c**0.5), mask, train)
 
