@@ -122,6 +122,8 @@ def beside(args: argparse.Namespace) -> dict:
     both, asked = sides(args, setting, **sizes), WAYS | {"hf": args.ways or WAYS["hf"]}
     agree = agreement(both["zoo"].ask("lists"), both["hf"].ask("lists"))
     print(json.dumps(agree), flush=True)
+    if agree["same_places"] < 0.99 or agree["furthest_score"] > 1e-4:
+        raise RuntimeError(f"the two sides do not do the same work: {agree}")
     for name, ways in asked.items():
         for way in ways:
             both[name].ask(way)
@@ -174,12 +176,13 @@ def rounded(found: dict[str, float]) -> dict[str, float]:
 
 
 def params_of(shapes: object) -> object:
-    """random_codes.weights in the tree of the zoo's parameters; every name is used once."""
+    """random_codes.weights in the tree of the zoo's parameters; every name is used once. Rows of
+    codes stand there over sqrt(width): Speller multiplies what it reads, T5 divides its output."""
     import jax
     import random_codes
 
     arrays = random_codes.weights()
-    codes = arrays.pop("shared.weight")
+    codes = arrays.pop("shared.weight") * random_codes.SHAPE["width"] ** -0.5
     arrays |= {"codes": codes[: random_codes.START], "start": codes[random_codes.START]}
 
     def leaf(path: tuple, shape: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -298,9 +301,9 @@ class Zoo:
                 x = jnp.broadcast_to(own["start"], (self.rows, 1, 1, len(own["start"])))
             else:
                 x = own["codes"][tokens + size * (level - 1)][:, :, None]
-            held = (x, query["memory"], seen, past)
+            held = (x * x.shape[-1] ** 0.5, query["memory"], seen, past)
             h, past = self.decoder.apply({"params": own["decoder"]}, *held, method="decode")
-            logits = jnp.einsum("bwd,vd->bwv", h[:, :, 0] * h.shape[-1] ** -0.5, rows)
+            logits = jnp.einsum("bwd,vd->bwv", h[:, :, 0], rows)
             return jax.nn.log_softmax(logits), past
 
         return work
