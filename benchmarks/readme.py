@@ -170,8 +170,21 @@ def codes() -> str:
         own = rows["zoo"]["cpu_ms"]["median"]
         lines.append(f"| {what} | scikit-learn | {_ratio(rows['sklearn'])} | {own:.0f} |")
     how += [f"`{told['command']}`" for told in (load("quantize") or {}).values()]
-    busy = "; AMD EPYC, 2 cores, busy with other work but for k-means."
-    return "\n".join([*lines, "", "; ".join(how) + busy])
+    hardware = "; AMD EPYC, 2 cores."
+    return "\n".join([*lines, "", "; ".join(how) + hardware, *_scaled()])
+
+
+def _scaled() -> list[str]:
+    """Beam search by items, beam and batch."""
+    told = load("decode")["scale"]
+    lines = ["", "| items | beam | batch | ms | trie, s |", "|---|---|---|---|---|"]
+    order = lambda row: tuple(row["sizes"][k] for k in ("items", "beam", "batch"))  # noqa: E731
+    for row in sorted(told["rows"], key=order):
+        items, beam, batch = order(row)
+        ms = row["recommend"]["cpu_ms"]
+        lines.append(f"| {items:,} | {beam} | {batch} | {ms:.0f} | {row['trie_s']:.2f} |")
+    how = f"Processor time of a batch; `{told['command']}`, commit {told['commit']}."
+    return [*lines, "", how]
 
 
 EMBEDDED = {
