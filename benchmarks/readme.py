@@ -228,7 +228,7 @@ def fast() -> str:
             key = min(held, key=lambda k: held[k]["cpu_ms"]["over_zoo"])
             beside = f"Hugging Face {DECODED[key]}"
             lines.append(
-                f"| beam search among existing items | processor time | {beside} | "
+                f"| beam search, {told['sizes']['items']:,} items | processor time | {beside} | "
                 f"{_ratio(held[key])} |"
             )
     for name, told in (load("embed") or {}).items():
