@@ -12,8 +12,8 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
     """One data set of all users and items; external ids become `NAME:ID`.
 
     Columns that one set lacks are '' there, modalities that it lacks are absent there. Times are
-    kept where all sets have them. Raises DataError when two sets have features of one modality
-    and different width, or the same name.
+    kept where all sets have them; source["merged"] has the names. Raises DataError when two sets
+    have features of one modality and different width, or the same name.
     """
     if len(datasets) == 1:
         return datasets[0]
@@ -33,7 +33,7 @@ def merge(datasets: Sequence[Dataset]) -> Dataset:
         columns=_rows(datasets, lambda d: d.columns, lambda n, _: np.full(n, "", object)),
         features=_features(datasets),
         present=_rows(datasets, lambda d: d.present, lambda n, _: np.zeros(n, bool)),
-        source={d.name: d.source for d in datasets},
+        source={d.name: d.source for d in datasets} | {"merged": names},
     )
 
 

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -234,3 +235,41 @@ def _hash(
         digest.update(f"|{len(values)}|".encode())
         digest.update(np.ascontiguousarray(values, "<i8").tobytes())
     return digest.hexdigest()
+
+
+def part_hashes(split: Split, dataset: Dataset) -> dict[str, str]:
+    """Of merged data (merging.py) {name: hash} of every data set in it, {} for other data.
+
+    A hash is that of the data set's own split where this one divides it alike.
+    """
+    seeds = split.notes.get("seed"), split.notes.get("tie_seed")
+    names = dataset.source.get("merged", ())
+    return {
+        name: _hash(split.name, split.protocol, seeds, *_part(split, dataset, name))
+        for name in names
+    }
+
+
+def _part(split: Split, dataset: Dataset, name: str) -> tuple[Dataset, tuple]:
+    """One data set of a merged one, by its own ids, and what the split makes of it."""
+    users, user_ids = _own(dataset.user_ids, name)
+    items, item_ids = _own(dataset.item_ids, name)
+    inner = lambda rows: replace(rows, values=items[rows.values])  # noqa: E731
+
+    def events(of: Events) -> Events:
+        first = of.positives.values[of.positives.offsets[:-1]]  # a user may be unknown: 0
+        rows = np.flatnonzero(items[first])
+        history, positives = inner(of.history.take(rows)), inner(of.positives.take(rows))
+        return Events(users[of.users[rows]], history, positives)
+
+    train = inner(split.train.take(np.append(0, np.flatnonzero(users))))
+    own = replace(dataset, user_ids=user_ids, item_ids=item_ids)
+    return own, (train, events(split.valid), events(split.test))
+
+
+def _own(ids: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ids NAME:ID of merged data to the data set's inner ids, 0 for those of others; its ids."""
+    start = f"{name}:"
+    own = np.array([x.startswith(start) for x in ids], bool)
+    told = np.array([ids[0], *(x.removeprefix(start) for x in ids[own])], object)
+    return np.where(own, np.cumsum(own), 0), told

@@ -12,7 +12,10 @@ from pipelines.loader import requests
 from pipelines.schema import Ragged
 from pipelines.transforms import pack
 from zoo import mesh as meshes
+from zoo.layers import Stack, Trunk
 from zoo.models import MODELS, build
+from zoo.models.sequential import sequential
+from zoo.objectives import Objective
 from zoo.optim import optimizer
 from zoo.train import create, make_step
 
@@ -185,6 +188,30 @@ def test_reading_one_event_at_a_time_gives_the_same_query(name, fields):
         reached = batch["query"] >= n
         np.testing.assert_allclose(query[reached], whole[reached], atol=1e-5)
     assert reached.any()
+
+
+@pytest.mark.parametrize("objective,roles", [("bce", 3), ("mixed", 3), ("in-batch", 2), ("ce", 1)])
+def test_history_targets_and_negatives_draw_dropout_of_their_own(objective, roles):
+    """With one key an item's ID would be hidden exactly where its target's is."""
+    keys = []
+
+    class Rows:
+        width = 8
+
+        def init(self, key, catalogue, ids):
+            return {"params": {}}
+
+        def apply(self, params, catalogue, ids=None, train=False, rngs=None):
+            keys.append(tuple(jax.random.key_data(rngs["dropout"]).tolist()))
+            shape = catalogue["valid"].shape if ids is None else ids.shape
+            return jnp.ones((*shape, self.width))
+
+    catalogue, batch = world()[0], training("sasrec")
+    trunk = Trunk(LENGTH, stack=Stack(layers=0))
+    model = sequential(Rows(), trunk, Objective(objective, negatives=4))
+    params = model.init(jax.random.key(0), catalogue, batch)
+    model.loss(params, catalogue, batch, jax.random.key(1))
+    assert len(keys) == len(set(keys)) == roles
 
 
 def test_models_whose_past_changes_are_not_incremental():

@@ -96,6 +96,22 @@ def test_filling_is_neither_row_nor_column(loss, official):
 
 
 @pytest.mark.parametrize("official", [False, True])
+@pytest.mark.parametrize("loss", [nip, cmcl], ids=lambda f: f.__name__)
+def test_filling_may_be_zeros(loss, official):
+    """A state of zeros has exp(0) on the intra-modal diagonal, not exp(1/t)."""
+    a, b = (x.astype(np.float32) for x in views(2))
+    more = [jnp.asarray(np.pad(x, ((0, 3), (0, 0)))) for x in (a, b)]
+    ids = jnp.concatenate([IDS, jnp.array([0, 0, 3])])
+    weights = jnp.array([1.0] * len(IDS) + [0.0] * 3)
+    value = lambda x, y: loss(x, y, ids, 0.07, weights, official)  # noqa: E731
+    filled, slopes = jax.value_and_grad(value, argnums=(0, 1))(*more)
+    plain = loss(a, b, IDS, 0.07, official=official)
+    np.testing.assert_allclose(filled, plain, rtol=2e-5 if official else 1e-6)
+    for slope in slopes:
+        assert np.isfinite(slope).all() and not slope[len(IDS) :].any()
+
+
+@pytest.mark.parametrize("official", [False, True])
 def test_equal_next_items_are_no_negatives(official):
     """Sequences 0 and 2 went on to the same item, 1 to another: only 1 is a negative of 0."""
     a, z = (jnp.asarray(x) for x in views(2))

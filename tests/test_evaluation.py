@@ -318,6 +318,21 @@ def test_knock_out():
     assert same.metrics != ev.evaluate(MODEL, params, catalogue, batches(events)).metrics
 
 
+def test_permuted_items_keep_the_mask_of_their_rows():
+    """Several rows an item, fewer in some: the mask goes where the features go."""
+    catalogue = with_image(world()[1])
+    rows = np.random.default_rng(4).random((N, 3)) < 0.5
+    several = np.where(rows[:, :, None], catalogue["features"]["image"][:, None], 0)
+    sound = {"sound": np.ones((N, 2), bool)}
+    catalogue |= {"features": {"image": several}, "rows": {"image": rows, **sound}}
+    dealt = knockout.knock_out(catalogue, "image", "permute", seed=1)
+    assert (dealt["rows"]["image"] != rows).any() and dealt["rows"]["sound"] is sound["sound"]
+    there = dealt["present"]["image"]
+    said = dealt["features"]["image"].any(axis=2)
+    np.testing.assert_array_equal(said[there], dealt["rows"]["image"][there])
+    np.testing.assert_array_equal(catalogue["rows"]["image"], rows)
+
+
 @pytest.mark.parametrize(
     ("given", "message"), [(("sound",), r"there are \['image'\]"), (("image", "burn"), "'burn'")]
 )

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from pipelines.interactions import filter_items, histories, k_core
+from pipelines.merging import merge
 from pipelines.schema import DataError, Dataset, Events, Ragged, Split
 from pipelines.sources import from_arrays, load
-from pipelines.splits import SPLITS, check_leakage, cold_mask, make_split
+from pipelines.splits import SPLITS, check_leakage, cold_mask, make_split, part_hashes
 
 
 def random_dataset(seed: int = 0, n_users: int = 30, n_items: int = 40, **columns) -> Dataset:
@@ -204,6 +205,19 @@ def test_hash_is_sha256_of_names_seeds_ids_and_arrays():
     for values in sum(arrays, []):
         digest.update(f"|{len(values)}|".encode() + struct.pack(f"<{len(values)}q", *values))
     assert make_split(data, tie_seed=7).hash == digest.hexdigest()
+
+
+def test_parts_of_merged_data_have_the_hash_of_their_own_split():
+    """Leave-one-out divides every part as it is divided alone; a draw over all users does not."""
+    a, b = (random_dataset(seed, name=name) for seed, name in ((1, "a"), (2, "b")))
+    a, b = (replace(d, times=np.arange(len(d.users))) for d in (a, b))  # no two at one time
+    both, a, b = (k_core(d, 4, 2) for d in (merge([a, b]), a, b))
+    for name, alike in (("leave-one-out", True), ("random", False), ("cold-items", False)):
+        parts = part_hashes(make_split(both, name), both)
+        alone = {d.name: make_split(d, name).hash for d in (a, b)}
+        assert list(parts) == ["a", "b"] and len(set(parts.values())) == 2
+        assert (parts == alone) is alike
+    assert part_hashes(make_split(a), a) == {}
 
 
 def test_hash_sees_seeds_ids_and_order():

@@ -4,17 +4,24 @@ from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import zoo
 from pipelines.features import hashed_text
+from pipelines.interactions import filter_items
 from pipelines.merging import merge, parted
 from pipelines.schema import DataError
 from pipelines.sources import from_arrays
 from zoo import api
 from zoo.cli import main
+from zoo.data import split_otherwise
+from zoo.fitting import Run
 from zoo.graft import graft
+from zoo.mesh import make_mesh
+from zoo.optim import optimizer
+from zoo.plan import names
 from zoo.saving import save_merged
 from zoo.transfer import _check_encoded, _check_make, check_split
 
@@ -90,6 +97,8 @@ def test_graft_takes_names_and_leaves_the_rest():
         graft(here, {"x": np.ones(1)})
 
 
+TINY = {"items": "content", "width": 8, "layers": 1, "max_len": 8, "dropout": 0.0}
+HASHED = zoo.DataOptions(text="hashed")
 SMALL = {"width": 16, "layers": 1, "max_len": 8, "dropout": 0.0, "experts": 2}
 SETTINGS = zoo.Settings(steps=6, batch=8, evaluate_every=6)
 
@@ -132,6 +141,36 @@ def test_a_grafted_run_trains_its_stage_alone(pretrained):
         zoo.fit("unisrec", data, settings=SETTINGS, stage="inductive", **SMALL)
 
 
+def test_what_a_stage_freezes_has_no_part_in_clipping_decay_or_state(pretrained, tmp_path):
+    data = api.prepare(zoo.load_data(shop("c", 2), zoo.DataOptions(text="hashed")), "both")
+    before, fields = zoo.from_pretrained(pretrained).params, {**SMALL, "stage": "transductive"}
+    settings = replace(SETTINGS, clip=0.1, weight_decay=0.1, rate=0.05)
+    what = (data.split, data.catalogue(), settings, make_mesh(1), before)
+    run = Run("unisrec", fields, *what)
+    params, state = run.stepper.fresh().params, None
+    own = {"items": params["items"]}
+    alone = optimizer(settings.rate, weight_decay=0.1, clip=0.1)
+    state, expected = run.optimizer.init(params), alone.init(own)
+    assert not [x for x in names(state) if "trunk" in x], "moments of what is frozen"
+    for loud in (1e3, 0.0):
+        grads = jax.tree.map(jnp.ones_like, params)
+        grads["trunk"] = jax.tree.map(lambda x, loud=loud: x + loud, grads["trunk"])
+        updates, state = run.optimizer.update(grads, state, params)
+        steps, expected = alone.update({"items": grads["items"]}, expected, own)
+        jax.tree.map(np.testing.assert_array_equal, updates["items"], steps["items"])
+    how = {"settings": settings, "graft": pretrained, **fields}
+    fitted, _ = zoo.fit("unisrec", data, tmp_path, **how)
+    jax.tree.map(np.testing.assert_array_equal, fitted.params["trunk"], before["trunk"])
+    assert np.abs(fitted.params["items"]["id"]["table"]).max() > 0.1
+    again, _ = zoo.fit("unisrec", data, tmp_path, **how)  # from the last checkpoint
+    assert again.params_sha256 == fitted.params_sha256
+    fitted, _ = zoo.fit("unisrec", data, adapt="bitfit", **how)
+    jax.tree.map(np.testing.assert_array_equal, fitted.params["trunk"], before["trunk"])
+    experts = [x["items"]["text"]["experts"] for x in (before, fitted.params)]
+    same = {k: np.array_equal(experts[0][k], experts[1][k]) for k in experts[0]}
+    assert not same["bias"] and same["kernel"], "both the stage and the adaptation say what trains"
+
+
 def test_grafts_that_mean_nothing_are_refused(pretrained):
     hashed, own = (zoo.load_data(shop("c", 2), zoo.DataOptions(text=t)) for t in ("hashed", "lsa"))
     fit = lambda model, data, **more: zoo.fit(  # noqa: E731
@@ -160,6 +199,104 @@ def test_grafts_of_another_split_or_of_other_makers_are_refused():
         _check_encoded(both, zoo.Encoding(("audio",)), {"text", "audio"})
     with pytest.raises(ValueError, match="read features of 'text', this run encodes it"):
         _check_encoded({}, zoo.Encoding(("text",)), {"text"})
+
+
+def test_modalities_that_the_graft_does_not_read_need_not_be_there(tmp_path):
+    dealer, settings = shop("a", 0), zoo.Settings(steps=1, batch=4, evaluate_every=1)
+    image = {"image": np.random.default_rng(0).normal(size=(21, 4)).astype(np.float32)}
+    dealer = replace(dealer, features=image, present={"image": np.arange(21) > 0})
+    both, words = zoo.load_data(dealer, HASHED), zoo.load_data(shop("c", 2), HASHED)
+    for name, chosen in (("words", {"modalities": ("text",)}), ("all", {})):
+        zoo.fit("sasrec", both, tmp_path / name, settings, **TINY, **chosen)
+    assert set(zoo.from_pretrained(tmp_path / "words").catalogue["features"]) == {"text", "image"}
+    fitted, _ = zoo.fit("sasrec", words, settings=settings, graft=tmp_path / "words", **TINY)
+    assert set(fitted.params["items"]) == {"text"}
+    with pytest.raises(ValueError, match=r"reads \['image', 'text'\]; c has \['text'\]"):
+        zoo.fit("sasrec", words, settings=settings, graft=tmp_path / "all", **TINY)
+
+
+def renamed(dataset, items: str, users: str):
+    """The data set under ids that begin with these."""
+    begun = lambda start, ids: np.array([ids[0], *(start + x for x in ids[1:])], object)  # noqa: E731
+    own = {"item_ids": begun(items, dataset.item_ids), "user_ids": begun(users, dataset.user_ids)}
+    return replace(dataset, **own)
+
+
+def grown(dataset, name: str):
+    """With three more items behind those that there are, which nobody has had."""
+    longer = lambda table: {k: np.append(x, x[-3:]) for k, x in table.items()}  # noqa: E731
+    tables = {"columns": longer(dataset.columns), "present": longer(dataset.present)}
+    ids = np.append(dataset.item_ids, ["x", "y", "z"])
+    return replace(dataset, item_ids=ids, name=name, **tables)
+
+
+def test_id_tables_of_other_items_start_fresh(tmp_path, caplog):
+    fields = {"width": 8, "layers": 1, "max_len": 8}
+    still = zoo.Settings(steps=0, batch=4, seed=1)
+    one = shop("a", 0)
+    zoo.fit("sasrec", zoo.load_data(one), tmp_path, replace(still, steps=2, seed=0), **fields)
+    before = zoo.from_pretrained(tmp_path).params
+    carried = {}
+    for name, dataset in (
+        ("same", one),
+        ("behind", grown(one, "b")),
+        ("other", replace(renamed(one, "n", ""), name="c")),
+        ("fewer", filter_items(replace(one, name="d"), np.arange(21) != 7)),
+    ):
+        caplog.clear()
+        fitted, _ = zoo.fit("sasrec", zoo.load_data(dataset), None, still, graft=tmp_path, **fields)
+        tables = [x["items"]["id"]["table"] for x in (before, fitted.params)]
+        assert tables[0].shape == tables[1].shape, "a fit by its shape alone"
+        carried[name] = np.array_equal(*tables)
+        assert ("items/id/table" in caplog.text) is not carried[name], "told among the fresh"
+        jax.tree.map(np.testing.assert_array_equal, before["trunk"], fitted.params["trunk"])
+    assert carried == {"same": True, "behind": True, "other": False, "fewer": False}
+
+
+def test_user_tables_of_other_users_start_fresh(tmp_path):
+    data = zoo.load_data(shop("a", 0))
+    settings = zoo.settings_for("bpr", steps=1, batch=32)
+    zoo.fit("bpr", data, tmp_path, settings, width=8)
+    bundle = zoo.from_pretrained(tmp_path)
+    tables = lambda dataset, run=bundle: {  # noqa: E731
+        k for k, x in api.pretrained_for("bpr", run, zoo.load_data(dataset))["free"].items() if x
+    }
+    one = shop("a", 0)
+    elsewhere = replace(one, name="b")
+    assert tables(one) == tables(elsewhere) == {"items", "users"}
+    assert tables(renamed(elsewhere, "", "n")) == {"items"}
+    assert tables(renamed(elsewhere, "n", "")) == {"users"}
+    with pytest.raises(ValueError, match="vectors of items and users of a and nothing else"):
+        tables(renamed(elsewhere, "n", "n"))
+    older = zoo.from_pretrained(tmp_path)
+    older.split = {k: x for k, x in older.split.items() if k != "users"}
+    assert tables(renamed(elsewhere, "", "n"), older) == {"items", "users"}, "nothing is known"
+
+
+def test_a_graft_of_several_data_sets_knows_what_each_of_them_held_out(tmp_path):
+    a, b, settings = shop("a", 0), shop("b", 1), zoo.Settings(steps=1, batch=4, evaluate_every=1)
+    zoo.fit("sasrec", zoo.load_data([a, b], HASHED), tmp_path, settings, **TINY)
+    record = zoo.from_pretrained(tmp_path).split
+    same, other = (
+        zoo.load_data(b, replace(HASHED, split=name)) for name in ("leave-one-out", "random")
+    )
+    assert record["parts"]["b"] == same.split.hash
+    zoo.fit("sasrec", same, settings=settings, graft=tmp_path, **TINY)
+    with pytest.raises(ValueError, match="another split of b: .* Train it without b, or so that"):
+        zoo.fit("sasrec", other, settings=settings, graft=tmp_path, **TINY)
+    seldom = zoo.load_data(b, replace(HASHED, k_core=6))
+    alone = {"data": "b", "hash": same.split.hash}
+    older = {k: x for k, x in record.items() if k != "parts"}
+    refused = {
+        (name, kind): split_otherwise(theirs, data)
+        for name, theirs in (("new", record), ("old", older), ("oldest", {"data": "a+b"}))
+        for kind, data in (("same", same), ("random", other), ("6-core", seldom))
+    }
+    assert {k for k, name in refused.items() if name == "b"} == {
+        (name, kind) for name in ("new", "old") for kind in ("random", "6-core")
+    }
+    both = [zoo.load_data([a, b], replace(HASHED, split=s)) for s in ("leave-one-out", "random")]
+    assert [split_otherwise(alone, data) for data in both] == [None, "b"]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +347,18 @@ def test_a_model_that_reads_times_asks_for_them(tmp_path):
         session.append(str(data.dataset.item_ids[5]))
 
 
+def test_a_session_of_scanned_layers_reads_its_history_again(tmp_path):
+    data = zoo.load_data(shop("a", 0))
+    fields = {"width": 8, "layers": 2, "max_len": 8, "scan": True}
+    zoo.fit("sasrec", data, tmp_path, zoo.Settings(steps=1, batch=4, evaluate_every=1), **fields)
+    bundle = zoo.from_pretrained(tmp_path)
+    session, history = bundle.session(), [str(x) for x in data.dataset.item_ids[1:4]]
+    for item in history:
+        session.append(item)
+        assert not session.reads_once
+    assert session.recommend(3) == bundle.recommend(history, 3)
+
+
 @pytest.mark.parametrize("name", ["sasrec", "bsarec", "bert4rec"])
 def test_histories_longer_than_the_positions_are_refused(name):
     model = zoo.build(name, width=8, layers=1, max_len=6)
@@ -220,10 +369,6 @@ def test_histories_longer_than_the_positions_are_refused(name):
     index = model.index(params, catalogue)
     with pytest.raises(ValueError, match="for a model of . positions: cut them"):
         model.encode(params, index, {**batch[7], "query": np.array([8], np.int32)})
-
-
-TINY = {"items": "content", "width": 8, "layers": 1, "max_len": 8, "dropout": 0.0}
-HASHED = api.DataOptions(text="hashed")
 
 
 @pytest.fixture(scope="module")

@@ -83,12 +83,14 @@ def cmcl_each(
 ) -> tuple[Array, Array]:
     """(l_a, l_b) of `cmcl`, float32 [p] each."""
     cross = _without(_logits(a, b, temperature), item_ids, weights, official)
+    real = _real(item_ids, weights)
 
     def one(x: Array) -> Array:
         intra = _without(_logits(x, x, temperature), item_ids, weights, official)
         if official:
             total = jnp.sum(jnp.exp(cross), axis=-1) + jnp.sum(jnp.exp(intra), axis=-1)
-            return jnp.log(total - jnp.exp(1 / temperature)) - jnp.diagonal(cross)
+            left = jnp.where(real, total - jnp.exp(1 / temperature), 1.0)  # filling has no exp(1/t)
+            return jnp.log(left) - jnp.diagonal(cross)
         intra = jnp.where(jnp.eye(len(x), dtype=bool), losses.MASKED, intra)
         both = jnp.concatenate([cross, intra], axis=-1)
         return jax.nn.logsumexp(both, axis=-1) - jnp.diagonal(cross)
@@ -108,8 +110,12 @@ def _same(item_ids: Array) -> Array:
 
 def _columns(item_ids: Array, weights: Array | None) -> Array:
     """bool[p,p]: columns that are sequences, and not filling."""
-    real = jnp.ones(item_ids.shape, bool) if weights is None else weights > 0
-    return jnp.broadcast_to(real[None, :], (len(item_ids),) * 2)
+    return jnp.broadcast_to(_real(item_ids, weights)[None, :], (len(item_ids),) * 2)
+
+
+def _real(item_ids: Array, weights: Array | None) -> Array:
+    """bool[p]: rows that do not only fill the batch."""
+    return jnp.ones(item_ids.shape, bool) if weights is None else weights > 0
 
 
 def _without(logits: Array, item_ids: Array, weights: Array | None, official: bool) -> Array:

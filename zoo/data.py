@@ -1,8 +1,9 @@
 """A data set with its split, and what models read of it: content, semantic ids, a run's vectors."""
 
+import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from zoo.embedded import embedded, layered
 from zoo.encoders.small import Encoding, how_raw
 from zoo.serve import Pretrained, from_pretrained
 
+# What of a bundle's split record says who is held out, where no hash does.
+DIVIDING = ("name", "protocol", "part", "k_core", "require", "split_seed", "tie_seed")
 log = logging.getLogger("zoo")
 
 
@@ -65,6 +68,12 @@ class Data:
     def _vectors(self, rows: int, user_rows: int) -> dict[str, np.ndarray]:
         room = {"items": rows, "users": user_rows}
         return {k: _padded(x, room[k]) for k, x in self.vectors.items()}
+
+    def learned_from(self) -> dict[str, Any]:
+        """{data, hash} of the split, for bundles; of merged data `parts` {name: hash}, too."""
+        parts = splits.part_hashes(self.split, self.dataset)
+        told = {"data": self.dataset.name, "hash": self.split.hash}
+        return told | ({"parts": parts} if parts else {})
 
     def linked(self, catalogue: dict[str, Any]) -> dict[str, Any]:
         """`catalogue` with the train interactions, from which graphs are made."""
@@ -130,12 +139,34 @@ def _check_embedded(data: Data) -> None:
     """Raise DataError for vectors of encoders that learned from another split's interactions."""
     for name, facts in data.dataset.source.get("embedded", {}).items():
         learned = facts.get("preprocessing", {}).get("learned_from", {})
-        if learned.get("data") == data.dataset.name and learned["hash"] != data.split.hash:
+        if (whose := split_otherwise(learned, data)) is not None:
             raise DataError(
                 f"the '{name}' vectors are of encoders that learned from another split of "
-                f"{data.dataset.name}: they may know what is held out here. Pretrain and embed "
+                f"{whose}: they may know what is held out here. Pretrain and embed "
                 "with the same options of data and split."
             )
+
+
+def split_otherwise(theirs: dict[str, Any], data: Data) -> str | None:
+    """The data set whose interactions `theirs`, the split record of a bundle, divides otherwise
+    than `data`; None where there is none. Merged data are compared part by part."""
+    mine, whose = data.learned_from(), theirs.get("data", "")
+    here, there = ({x.get("data"): x.get("hash")} | x.get("parts", {}) for x in (mine, theirs))
+    for name, found in here.items():
+        if there.get(name, found) != found:
+            return name
+    unknown = "parts" not in theirs and whose != data.dataset.name  # older bundles have none
+    if unknown and data.dataset.name in whose.split("+") and _divided_otherwise(theirs, data):
+        return data.dataset.name
+    return None
+
+
+def _divided_otherwise(theirs: dict[str, Any], data: Data) -> bool:
+    """Whether protocol or options, as far as the record has them, are others than those here."""
+    there = theirs.get("options", {}) | {k: theirs[k] for k in ("name", "protocol") if k in theirs}
+    here = asdict(data.options) | {"name": data.split.name, "protocol": data.split.protocol}
+    both = [k for k in DIVIDING if k in there]
+    return any(json.dumps(there[k]) != json.dumps(here[k]) for k in both)  # JSON has lists
 
 
 def _tell(problems: list[content.Problem]) -> None:

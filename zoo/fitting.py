@@ -25,7 +25,7 @@ from zoo.graft import merged_trees
 from zoo.models import Entry, build, entry, trainable
 from zoo.models import fields as fields_of
 from zoo.optim import optimizer, with_rates
-from zoo.plan import train_only
+from zoo.plan import Plan, train_only
 from zoo.recipes import adapted_by, told
 from zoo.recommender import Recommender, undrawn
 from zoo.settings import KS, Settings, check_metric, claim, identity, settings_for
@@ -74,11 +74,11 @@ class Run:
         check_metric(s.select)
         meshes.check_batch_fits(s.batch, mesh)
         self._load(entry(model), encoding.refresh if encoding else 0)
-        rates = _rates(model, fields, start)
         chain = (s.rate, self.steps, s.warmup, s.schedule, s.weight_decay, s.clip)
-        made = optimizer(*chain, rates=rates, accumulate=s.accumulate)
-        self.optimizer = with_rates(made, s.rates)  # what a stage freezes stays frozen
-        if adapt:
+        self.optimizer = with_rates(optimizer(*chain, accumulate=s.accumulate), s.rates)
+        if stage := _stage(model, fields, start):
+            self.optimizer = train_only(self.optimizer, stage)
+        if adapt:  # what a stage freezes stays frozen
             self.optimizer = train_only(self.optimizer, plan_of(self.recommender))
         catalogue = self.recommender.prepare(catalogue, mesh.size)
         pieces = (self.recommender, self.optimizer, self.loader, catalogue, mesh)
@@ -138,8 +138,8 @@ def _longest(model: str, chosen: dict) -> int:
     return int(chosen.get("max_len", default))
 
 
-def _rates(model: str, fields: dict, start: Any) -> tuple[tuple[str, float], ...]:
-    """Rate factors by parameter name: 0 for what the model's stage does not train."""
+def _stage(model: str, fields: dict, start: Any) -> Plan:
+    """Which parameters the model's stage trains (plan.py); () where it trains all of them."""
     trained = trainable(model, fields)
     if trained is None or trained == (".*",):
         return ()
@@ -149,7 +149,7 @@ def _rates(model: str, fields: dict, start: Any) -> tuple[tuple[str, float], ...
             "has to come from pretraining. Name a pretrained run (graft), or take the stage that "
             "trains everything."
         )
-    return (*((pattern, 1.0) for pattern in trained), (".*", 0.0))
+    return ("|".join(trained), "train"), (".*", "frozen")
 
 
 class Progress:

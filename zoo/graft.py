@@ -45,7 +45,8 @@ def graft(params: Any, source: Any, table: Sequence[tuple[str, str | None]] = ()
     if wrong:
         raise ValueError(
             f"pretrained weights of other sizes: {'; '.join(wrong[:3])}. Build the model with the "
-            "fields it was pretrained with (width, layers, experts, modalities)."
+            "fields it was pretrained with (width, layers, experts, modalities). Tables of other "
+            "rows alone are of more or fewer items, users or devices: pretrain on as many."
         )
     if not taken:
         raise ValueError(
@@ -53,6 +54,14 @@ def graft(params: Any, source: Any, table: Sequence[tuple[str, str | None]] = ()
             f"({fresh[:4]}...). Was it pretrained as another model?"
         )
     return Grafted(out, tuple(taken), tuple(fresh))
+
+
+def without(tree: Any, pattern: str, above: str = "") -> Any:
+    """Nested dicts less the leaves in whose name the regex is found."""
+    if not isinstance(tree, dict):
+        return tree
+    gone = [k for k, x in tree.items() if not isinstance(x, dict) and re.search(pattern, above + k)]
+    return {k: without(x, pattern, f"{above}{k}/") for k, x in tree.items() if k not in gone}
 
 
 def merged_trees(below: Any, above: Any) -> Any:

@@ -13,13 +13,15 @@ from zoo.recommender import Catalogue, Params
 def knock_out(catalogue: Catalogue, modality: str, how: str = "zero", seed: int = 0) -> Catalogue:
     """The catalogue without what a modality says: what does the model lose, untrained for it?
 
-    how `zero`: features 0 and absent everywhere; `permute`: features, with their presence, dealt
-    anew among the valid items. Raises ValueError for an unknown modality or way.
+    how `zero`: features 0 and absent everywhere; `permute`: features, with their presence and, of
+    several rows an item, the mask of these, dealt anew among the valid items. Raises ValueError
+    for an unknown modality or way.
     """
     features = catalogue.get("features", {})
     if modality not in features:
         raise ValueError(f"no modality '{modality}' to knock out; there are {sorted(features)}.")
     x, here = np.asarray(features[modality]), np.asarray(catalogue["present"][modality])
+    rows = dict(catalogue.get("rows", {}))
     if how == "zero":
         x, here = np.zeros_like(x), np.zeros_like(here)
     elif how == "permute":
@@ -27,12 +29,14 @@ def knock_out(catalogue: Catalogue, modality: str, how: str = "zero", seed: int 
         order = np.arange(len(x))
         order[ids] = np.random.default_rng(seed).permutation(ids)
         x, here = x[order], here[order]
+        rows |= {modality: np.asarray(rows[modality])[order]} if modality in rows else {}
     else:
         raise ValueError(f"how is '{how}'; expected 'zero' or 'permute'.")
     return {
         **catalogue,
         "features": {**features, modality: x},
         "present": {**catalogue["present"], modality: here},
+        **({"rows": rows} if rows else {}),
     }
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo.names import check
+from zoo.recommender import ReadAgain
 
 Array = jax.Array
 KINDS, FEEDS = ("pre", "post", "ligr", "original"), ("relu", "gelu", "swiglu")
@@ -207,9 +208,9 @@ class Stack(nn.Module):
         return [f"block_{i}" for i in range(self.layers)]
 
     def empty(self, b: int, length: int, width: int) -> Memory:
-        """Nothing read yet: keys and values of every block, zeros."""
+        """Nothing read yet: keys and values of every block, zeros. ReadAgain under scan."""
         if self.scan:
-            raise ValueError("blocks under scan keep no memory; build the model with scan=False.")
+            raise ReadAgain("blocks under scan keep no memory; build the model with scan=False.")
         zeros = jnp.zeros((b, length, self.heads, width // self.heads), self.dtype)
         return {name: {"key": zeros, "value": zeros} for name in self._names()}
 
@@ -270,7 +271,8 @@ class Trunk(nn.Module):
         return x, {"at": memory["at"] + 1, **kept}
 
     def empty(self, b: int, width: int) -> Memory:
-        """The memory of `b` histories of which nothing has been read."""
+        """The memory of `b` histories of which nothing has been read. ReadAgain where the past
+        changes with what comes, and under scan."""
         if not self.causal:
-            raise ValueError("a trunk that looks ahead has to read the history again.")
+            raise ReadAgain("a trunk that looks ahead has to read the history again.")
         return {"at": jnp.zeros(b, jnp.int32), **self.stack.empty(b, self.max_len, width)}

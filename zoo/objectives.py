@@ -1,7 +1,8 @@
 """What a next-item model is trained for: queries and their targets to a loss, one name each.
 
 An objective sees queries [p,d], targets int[p] (0 = none), weights f32[p], and the items behind
-two functions: `vectors(ids [...]) -> [...,d]` and `matrix() -> [n,d]`. Only `ce` needs the matrix.
+two functions: `vectors(ids [...], role) -> [...,d]` and `matrix() -> [n,d]`. Only `ce` needs the
+matrix. role: what the items are asked for; each draws dropout of its own.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from zoo.names import check
 from zoo.softmax import full_softmax, sharded_softmax
 
 Array = jax.Array
+HISTORY, TARGETS, NEGATIVES = range(3)  # the roles
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Objective:
         queries: Array,  # p d
         targets: Array,  # p
         weights: Array,  # p
-        vectors: Callable[[Array], Array],
+        vectors: Callable[[Array, int], Array],
         matrix: Callable[[], Array],
         catalogue: dict,
         key: Array,
@@ -74,8 +76,8 @@ def _negatives(o: Objective, catalogue, key, shape) -> Array:
 
 def _bce(o: Objective, q, targets, weights, vectors, matrix, catalogue, key) -> Array:
     ids = _negatives(o, catalogue, key, targets.shape)
-    positive = jnp.sum(q * o.items(vectors(targets)), axis=-1)
-    negative = jnp.sum(q * o.items(vectors(ids)), axis=-1)
+    positive = jnp.sum(q * o.items(vectors(targets, TARGETS)), axis=-1)
+    negative = jnp.sum(q * o.items(vectors(ids, NEGATIVES)), axis=-1)
     negative = jnp.where(_seen(catalogue)[ids], negative, -1e9)
     return losses.bce(positive, negative[:, None], weights)
 
@@ -83,9 +85,9 @@ def _bce(o: Objective, q, targets, weights, vectors, matrix, catalogue, key) -> 
 def _shared(o: Objective, q, targets, vectors, catalogue, key) -> tuple[Array, Array, Array]:
     """Scores of the positive [p], of shared uniform negatives [p,k], and which are none [p,k]."""
     ids = _negatives(o, catalogue, key, (o.negatives,))
-    positive = jnp.sum(q * o.items(vectors(targets)), axis=-1)
+    positive = jnp.sum(q * o.items(vectors(targets, TARGETS)), axis=-1)
     hits = (ids[None, :] == targets[:, None]) | ~_seen(catalogue)[ids][None, :]
-    return positive, q @ o.items(vectors(ids)).T, hits
+    return positive, q @ o.items(vectors(ids, NEGATIVES)).T, hits
 
 
 def _gbce(o: Objective, q, targets, weights, vectors, matrix, catalogue, key) -> Array:
@@ -105,18 +107,18 @@ def _log_q(catalogue, ids) -> Array:
 
 
 def _in_batch(o: Objective, q, targets, weights, vectors, matrix, catalogue, key) -> Array:
-    columns = o.items(vectors(targets))
+    columns = o.items(vectors(targets, TARGETS))
     return losses.in_batch_softmax(q, columns, targets, _log_q(catalogue, targets), weights)
 
 
 def _mixed(o: Objective, q, targets, weights, vectors, matrix, catalogue, key) -> Array:
     ids = _negatives(o, catalogue, key, (o.negatives,))
     ids = jnp.where(_seen(catalogue)[ids], ids, 0)  # 0 is masked
-    columns = o.items(vectors(targets))
+    columns = o.items(vectors(targets, TARGETS))
     n_items = jnp.sum(_seen(catalogue)).astype(jnp.float32)
     log_pop = _log_q(catalogue, jnp.concatenate([targets, ids]))
     return losses.mixed_negatives(
-        q, columns, targets, o.items(vectors(ids)), ids, log_pop, n_items, weights
+        q, columns, targets, o.items(vectors(ids, NEGATIVES)), ids, log_pop, n_items, weights
     )
 
 

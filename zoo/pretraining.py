@@ -195,7 +195,7 @@ def _save(folder: Path, name: str, encoding: Encoding, fitted: Fitted, data: Dat
         item_ids=data.dataset.item_ids,
         features={"valid": np.arange(data.dataset.n_items + 1) > 0},
         feature_manifest={},
-        split={"data": data.dataset.name, "hash": data.split.hash},
+        split=data.learned_from(),
         evaluation=told,
         card=f"# Encoders pretrained by {name} on {data.dataset.name}\n",
     )

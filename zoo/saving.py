@@ -18,6 +18,7 @@ from zoo.fitting import Fitted
 from zoo.models import build, entry, fields, reads
 from zoo.recipes import adapted_by
 from zoo.serve import Pretrained
+from zoo.transfer import users_told
 
 
 def save(
@@ -57,9 +58,9 @@ def save(
     split = {
         "name": data.split.name,
         "protocol": data.split.protocol,
-        "hash": data.split.hash,
-        "data": data.dataset.name,
+        **data.learned_from(),
         "options": asdict(data.options),
+        **({"users": users_told(data)} if "users" in kept else {}),
     }
     evaluation_row = {"valid": fitted.best, **(results or {})}
     params = meshes.fetch(fitted.params)

@@ -2,21 +2,25 @@
 
 import logging
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from checkpoints.bundle import Bundle
 from zoo import coding
 from zoo.adapt import merged
-from zoo.data import Data
+from zoo.data import Data, split_otherwise
 from zoo.embedded import space_differences
 from zoo.encoders.own import word_ids_sha256
 from zoo.encoders.small import SIZES, Encoding
+from zoo.graft import without
 from zoo.serve import Pretrained, bundle_of
 
 MAKE = ("kind", "width", "layers", "heads", "scan")  # what makes two encoders alike, and SIZES
+ITEM_TABLE, USER_TABLE = r"(^|/)items(/id)?/table$", r"(^|/)users/table$"  # a row each
 log = logging.getLogger("zoo")
 
 
@@ -31,9 +35,9 @@ def pretrained_for(
 
     Raises ValueError for another model, for features or codes of another space, for a modality
     that the pretraining read and `data` lacks, and for one that learned from another split of the
-    same data. What a graft was adapted by is merged into it,
-    unless this run is adapted alike. Of encoders pretrained on content alone (pretraining.py),
-    those that `encoding` names.
+    same data. Tables of other items or users are left out: they start fresh. What a graft was
+    adapted by is merged into it, unless this run is adapted alike. Of encoders pretrained on
+    content alone (pretraining.py), those that `encoding` names.
     """
     if not isinstance(graft, Pretrained):
         found = bundle_of(graft)
@@ -45,7 +49,7 @@ def pretrained_for(
         raise ValueError(
             "the graft has a floor of its data as its prior: take the run that it was made of."
         )
-    theirs, known = bundle.config["model"], set(bundle.catalogue.get("features", {}))
+    theirs, known = bundle.config["model"], _read(bundle)
     if theirs != model:
         raise ValueError(f"the graft was pretrained as {theirs}; this model is {model}.")
     check_split(bundle.split, data, "the graft")
@@ -79,17 +83,55 @@ def pretrained_for(
     found = bundle.params
     if bundle.config.get("adapt") not in (None, adapt):
         found = merged(bundle.recommender, found)
-    return found
+    return _of_these(found, bundle, data)
+
+
+def _read(bundle: Pretrained) -> set[str]:
+    """The modalities that a graft's model reads: those it names, or all that its items have."""
+    has = set(bundle.catalogue.get("features", {}))
+    named = bundle.config["fields"].get("modalities")
+    return has if named is None else has & set(named)
+
+
+def _of_these(params: Any, bundle: Pretrained, data: Data) -> Any:
+    """The parameters without the tables of items and users that are not those of `data`, or the
+    first of them. Raises ValueError where nothing is left."""
+    ids = [str(x) for x in data.dataset.item_ids]
+    same_items = ids[: len(bundle.item_ids)] == bundle.item_ids
+    told = bundle.split.get("users")  # bundles without it: other items, other users
+    same_users = users_told(data, told["count"]) == told if told else same_items
+    other = {ITEM_TABLE: not same_items, USER_TABLE: not same_users}
+    for pattern in (k for k, differ in other.items() if differ):
+        params = without(params, pattern)
+    if not jax.tree.leaves(params):
+        raise ValueError(
+            f"the graft has vectors of items and users of {bundle.split.get('data')} and nothing "
+            f"else, and those of {data.dataset.name} are others: train it from the start."
+        )
+    return params
+
+
+def users_told(data: Data, first: int | None = None) -> dict[str, Any]:
+    """How many users there are and a digest of their ids, or of the first ones' alone."""
+    ids = [str(x) for x in data.dataset.user_ids[1:]][:first]
+    return {"count": len(ids), "sha256": sha256("\0".join(ids).encode()).hexdigest()}
 
 
 def check_split(theirs: dict[str, Any], data: Data, what: str) -> None:
     """Raise ValueError where `what` learned from other interactions of the same data: they may be
-    held out here. theirs: {data, hash} of its split."""
-    if theirs.get("data") == data.dataset.name and theirs.get("hash") != data.split.hash:
-        raise ValueError(
-            f"{what} was trained on another split of {data.dataset.name}: it may know what is held "
-            "out here. Train it with the same options of data and split."
-        )
+    held out here. theirs: {data, hash} of its split and, of merged data, parts."""
+    name = split_otherwise(theirs, data)
+    if name is None:
+        return
+    if name == theirs["data"]:
+        how = "with the same options of data and split"
+    else:
+        how = f"without {name}, or so that {theirs['data']} is split as {name} is by itself"
+        how += " (leave-one-out, no two events of a user at one time)"
+    raise ValueError(
+        f"{what} was trained on another split of {name}: it may know what is held out here. Train "
+        f"it {how}."
+    )
 
 
 def _check_encoded(theirs: dict[str, Any], encoding: Encoding | None, known: set[str]) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo.items import Items
-from zoo.objectives import Objective
+from zoo.objectives import HISTORY, Objective
 from zoo.recommender import Incremental, Recommender
 from zoo.retrieval import dot_match
 from zoo.scorer import scorer
@@ -68,11 +68,12 @@ def sequential(
         item_key, trunk_key, negative_key, read_key = jax.random.split(key, 4)
         if objective.name == "ce":
             table = item_vectors(params, catalogue, None, item_key)
-            vectors, matrix = (lambda ids: jnp.take(table, ids, axis=0)), (lambda: table)
+            vectors, matrix = (lambda ids, role: jnp.take(table, ids, axis=0)), (lambda: table)
         else:
-            vectors = lambda ids: item_vectors(params, catalogue, ids, item_key)  # noqa: E731
+            own = lambda role: jax.random.fold_in(item_key, role)  # noqa: E731
+            vectors = lambda ids, role: item_vectors(params, catalogue, ids, own(role))  # noqa: E731
             matrix = lambda: item_vectors(params, catalogue, None, item_key)  # noqa: E731
-        x = vectors(batch["items"])
+        x = vectors(batch["items"], HISTORY)
         x, batch, columns, targets = reading.learn(params, x, batch, read_key)
         h = states(params, x, batch, True, trunk_key)
         h = h if columns is None else jnp.take_along_axis(h, columns[:, :, None], axis=1)

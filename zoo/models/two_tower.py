@@ -104,7 +104,8 @@ def two_tower(
     def loss(params, catalogue, batch, key):
         item_key, user_key, negative_key = jax.random.split(key, 3)
 
-        def vectors(ids):
+        def vectors(ids, role=None):
+            del role  # one draw of modality dropout for all of them
             rngs = {"dropout": item_key}
             return item_tower.apply({"params": params["items"]}, catalogue, ids, True, rngs=rngs)
 
