@@ -6,8 +6,11 @@ MP4SR (Zhang et al. 2023, arXiv 2303.11879), for any number of modalities m that
     pretrain  sum_m NIP_m + `contrast` x sum over pairs CMCL, with items dropped at random and
               vectors exchanged between the streams (zoo/contrast.py, zoo/augment.py)
     finetune  an ID joins inputs and candidates: f_i = sum_m cos(h^m, z^m_i + id_i) / temperature,
-              full softmax over the catalogue
+              full softmax over the items that training has seen (as never-seen ones would only
+              be pushed away)
 
+Several rows an item, which Pool weighs, come from the caller: features [n,s,f] with
+catalogue["rows"] bool[n,s]; the data sets of the zoo have one vector an item and modality.
 What an item lacks has no term in its sum, and a history without a modality no say in that stream.
 The order of `modalities` matters to CMCL, which is not symmetric: the paper has (text, image).
 Train:  zoo train mp4sr --data amazon-beauty --out runs/mp4sr

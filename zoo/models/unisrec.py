@@ -7,7 +7,8 @@ mixture of whitening experts, so a trunk learned on some shops reads the items o
     f_j = cos(h, item_j) / temperature
     pretrain  in-batch contrast of sequence and next item + `contrast` x the same of a sequence
               and a copy of it with items dropped
-    after it  full softmax over the catalogue; `transductive` adds an ID to the item's vector
+    after it  full softmax over the items that training has seen; `transductive` adds an ID to the
+              item's vector
 
 MISSRec's fusion on the side of the candidates is an option (zoo/models/candidate.py).
 
