@@ -1,6 +1,5 @@
 """Semantic ids in the field's files: JSON indexes and columns of tokens, read, checked, written."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -20,11 +19,6 @@ def letters_of(levels: int) -> tuple[str, ...]:
     tens = ["", *ascii_lowercase]
     names = (tens[i // 26] + ascii_lowercase[i % 26] for i in range(levels))
     return tuple(names)
-
-
-def catalogue_of(item_ids: np.ndarray) -> str:
-    """SHA-256 of a catalogue's ids [n_items+1], sorted, the padding row left out."""
-    return hashlib.sha256("\n".join(sorted(map(str, item_ids[1:]))).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from pipelines.codes import Codes, catalogue_of, read_index, write_index
-from zoo.coding import MOST
+from pipelines.codes import Codes, read_index, write_index
+from zoo.coding import MOST, catalogue_of
 from zoo.data import Data, prepare
 from zoo.embedded import space_differences
 from zoo.kmeans import check_vectors
@@ -72,7 +72,7 @@ def append_codes(data: Data, out: str | Path, old: str | Path) -> dict[str, Any]
     table[[*kept, *new]] = grown
     present = np.isin(np.arange(len(table)), [*kept, *new])
     write_index(out, Codes(table, present, before.letters), dataset.item_ids)
-    about = made.about | {"catalogue": catalogue_of(dataset.item_ids)}
+    about = made.about | {"catalogue": catalogue_of(dataset)}
     np.savez(f"{out}.npz", about=json.dumps(about), room=made.room, **made.arrays)
     told = {"data": dataset.name, "modality": modality, "method": made.about["method"]}
     told |= {"resolver": made.about["resolver"], "kept": len(kept), "new": len(new)}

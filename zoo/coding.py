@@ -13,16 +13,11 @@ from zipfile import BadZipFile
 import numpy as np
 
 from pipelines import content
-from pipelines.codes import (
-    Codes,
-    catalogue_of,
-    check_vectors,
-    from_array,
-    read_column,
-    read_index,
-)
+from pipelines.codes import Codes, check_vectors, from_array, read_column, read_index
 from pipelines.schema import DataError, Dataset
 from zoo import quantize
+from zoo.embedded import ids_of
+from zoo.encoders.inputs import json_sha256
 from zoo.semantic_ids import with_digit
 
 LEVELS, SIZE = 3, 256  # and a digit
@@ -90,6 +85,11 @@ def _one(dataset: Dataset, name: str, text: str, seed: int) -> tuple[str, tuple]
     return name, (found, sizes(found))
 
 
+def catalogue_of(dataset: Dataset) -> str:
+    """A digest of whose items codes are, in whatever order."""
+    return json_sha256(sorted(ids_of(dataset)))
+
+
 def _room(name: str, codes: Codes, dataset: Dataset) -> np.ndarray:
     """int32 [c]: the sizes of an index's levels; those that `zoo tokenize` wrote beside it, so that
     an index to which items were added fits the model of the one before. What is beside it also says
@@ -103,7 +103,7 @@ def _room(name: str, codes: Codes, dataset: Dataset) -> np.ndarray:
             about = json.loads(str(arrays["about"])) if "about" in arrays else {}
     except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise DataError(f"{made}: expected what zoo tokenize writes, found {error!r}.") from error
-    if about.get("catalogue", own := catalogue_of(dataset.item_ids)) != own:
+    if about.get("catalogue", own := catalogue_of(dataset)) != own:
         raise DataError(
             f"{name} was made for another catalogue than the {dataset.n_items} items of "
             f"{dataset.name}, if only by another filter: zoo tokenize makes codes of these, with "

@@ -13,20 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pipelines.codes import (
-    Codes,
-    catalogue_of,
-    check_unique,
-    from_array,
-    letters_of,
-    write_index,
-)
+from pipelines.codes import Codes, check_unique, from_array, letters_of, write_index
 from pipelines.schema import Dataset
 from pipelines.words import category_of
 from zoo import quantize
 from zoo.append_codes import space_of
 from zoo.code_quality import quality
-from zoo.coding import sizes
+from zoo.coding import catalogue_of, sizes
 from zoo.data import Data, prepare
 from zoo.letter import Letter
 from zoo.names import unknown
@@ -95,7 +88,7 @@ def tokenize(
         check_unique(settled, dataset.item_ids[rows])
     write_index(out, _placed(settled, rows, dataset.n_items), dataset.item_ids)
     about = {"method": method, "resolver": resolver, "hidden": hidden, "vectors": told}
-    about["catalogue"] = catalogue_of(dataset.item_ids)
+    about["catalogue"] = catalogue_of(dataset)
     if run is None:
         about["vectors"] = space_of(data, told["modality"])
     room = sizes(from_array(settled))

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from zoo import coding
 from zoo.adapt import merged
 from zoo.data import Data, split_otherwise
 from zoo.embedded import space_differences
+from zoo.encoders.inputs import json_sha256
 from zoo.encoders.own import word_ids_sha256
 from zoo.encoders.small import SIZES, Encoding
 from zoo.graft import without
@@ -114,7 +114,7 @@ def _of_these(params: Any, bundle: Pretrained, data: Data) -> Any:
 def users_told(data: Data, first: int | None = None) -> dict[str, Any]:
     """How many users there are and a digest of their ids, or of the first ones' alone."""
     ids = [str(x) for x in data.dataset.user_ids[1:]][:first]
-    return {"count": len(ids), "sha256": sha256("\0".join(ids).encode()).hexdigest()}
+    return {"count": len(ids), "sha256": json_sha256(ids)}
 
 
 def check_split(theirs: dict[str, Any], data: Data, what: str) -> None:
