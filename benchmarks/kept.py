@@ -39,6 +39,21 @@ def best_floor(split_hash: str, metric: str = "ndcg@10") -> tuple[str, float]:
     return name, floors[name]
 
 
+def verdict(told: dict, metric: str = "ndcg@10") -> str:
+    """Whether an experiment's mean is above the best floor of its split, and which that is."""
+    name, floor = best_floor(told["split_hash"], metric)
+    return f"{'**above**' if told['summary'][metric][0] > floor else 'below'} {name} {floor:.4f}"
+
+
+def commits(rows: list[dict]) -> str:
+    return ", ".join(sorted({row["commit"] for row in rows}))
+
+
+def minutes(rows: list[dict]) -> float:
+    """Of training, the mean over seeds."""
+    return sum(row["train_seconds"] for row in rows) / len(rows) / 60
+
+
 def stratum(row: dict, cold: bool) -> float:
     """recall@10 over the events whose item training never saw, or over the others."""
     part = row["strata"]["target count 0"]

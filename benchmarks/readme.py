@@ -10,7 +10,17 @@ import re
 import sys
 from pathlib import Path
 
-from kept import RESULTS, best_floor, fusions, load, rows_of_floors, spread, stratum
+from kept import (
+    RESULTS,
+    commits,
+    fusions,
+    load,
+    minutes,
+    rows_of_floors,
+    spread,
+    stratum,
+    verdict,
+)
 from readme_best import best
 from readme_content import CONTENT_BLOCKS
 from readme_generative import GENERATIVE_BLOCKS
@@ -73,14 +83,10 @@ def reached() -> str:
         r10, n10 = (spread(told["summary"][k], seeds) for k in ("recall@10", "ndcg@10"))
         unmasked = sum(r["test_unmasked"]["ndcg@10"] for r in rows) / seeds
         warm, cold = (sum(stratum(r, c) for r in rows) / seeds for c in (False, True))
-        name, floor = best_floor(told["split_hash"])
-        verdict = "**above**" if told["summary"]["ndcg@10"][0] > floor else "below"
-        minutes = sum(r["train_seconds"] for r in rows) / seeds / 60
-        commits = ", ".join(sorted({r["commit"] for r in rows}))
         lines.append(
             f"| {path.stem} | {r10} | {n10} | {unmasked:.4f} | {warm:.4f}, {cold:.4f} | "
-            f"{verdict} {name} {floor:.4f} | {seeds} | `{told['split_hash'][:8]}` | "
-            f"{minutes:.0f} min | {commits} |"
+            f"{verdict(told)} | {seeds} | `{told['split_hash'][:8]}` | "
+            f"{minutes(rows):.0f} min | {commits(rows)} |"
         )
     how = "`python benchmarks/reach.py EXPERIMENT --data FOLDER`; " + "; ".join(sorted(hardware))
     return "\n".join(

@@ -3,7 +3,7 @@
 import json
 
 from graph_experiments import CONTENT, EPOCHS, MODELS, TRIALS, winner
-from kept import RESULTS, best_floor, load, spread
+from kept import RESULTS, best_floor, commits, load, spread, verdict
 
 # recall@20 of the authors' code (enoche/MMRec e775373) run on the same files: mean over its seeds,
 # their standard deviation, how many.
@@ -34,16 +34,14 @@ def graph() -> str:
         hardware.add(told["hardware"])
         rows, seeds = told["rows"], len(told["rows"])
         r20, n20 = (spread(told["summary"][k], seeds) for k in ("recall@20", "ndcg@20"))
-        name, floor = best_floor(told["split_hash"], "recall@20")
-        verdict = "**above**" if told["summary"]["recall@20"][0] > floor else "below"
-        under += [path.stem] if verdict == "below" else []
+        beside = verdict(told, "recall@20")
+        under += [path.stem] if beside.startswith("below") else []
         mean, sd, n = REFERENCE.get(path.stem, (0.0, 0.0, 0))
         theirs = f"{mean:.4f}" + (f" ± {sd:.4f} ({n})" if sd else "") if n else "–"
         seconds = sum(r["train_seconds"] for r in rows) / seeds
-        commits = ", ".join(sorted({r["commit"] for r in rows}))
         lines.append(
-            f"| {path.stem} | {r20} | {n20} | {theirs} | {verdict} {name} {floor:.4f} | {seeds} | "
-            f"`{told['split_hash'][:8]}` | {seconds:.0f} s | {commits} |"
+            f"| {path.stem} | {r20} | {n20} | {theirs} | {beside} | {seeds} | "
+            f"`{told['split_hash'][:8]}` | {seconds:.0f} s | {commits(rows)} |"
         )
     lost = f"Below a counted floor: {', '.join(under)}." if under else ""
     how = "`python benchmarks/reach.py RUN --data FOLDER`; " + "; ".join(sorted(hardware))
@@ -97,10 +95,9 @@ def _held(runs: dict[str, dict | None], trials: list[dict] = ()) -> str:
     under = [n for n, told in found.items() if mean(told["rows"]) < value]
     rows = [*(row for told in found.values() for row in told["rows"]), *trials]
     where = "; ".join(sorted({told["hardware"] for told in found.values()}))
-    commits = ", ".join(sorted({row["commit"] for row in rows}))
     return (
         f"Below {floor}, {value:.4f}: {', '.join(under) or 'none'}. Split `{split[:8]}`; {where}; "
-        f"commits {commits}."
+        f"commits {commits(rows)}."
     )
 
 

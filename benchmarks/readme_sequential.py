@@ -2,7 +2,7 @@
 
 import json
 
-from kept import RESULTS, best_floor, load, spread, stratum
+from kept import RESULTS, commits, load, spread, stratum, verdict
 
 BESIDE = {"SASRec": "sequential", "HSTU": "sequential-hstu", "BERT4Rec": "sequential-bert4rec"}
 RATES = {
@@ -76,14 +76,11 @@ def _transfer_line(name: str, told: dict) -> str:
     lost = [
         f"{m} {mean(lambda row, m=m: row['without'][m]['ndcg@10']):.4f}" for m in rows[0]["without"]
     ]
-    floor, value = best_floor(told["split_hash"])
-    verdict = "**above**" if told["summary"]["ndcg@10"][0] > value else "below"
     seconds = mean(lambda row: row["train_seconds"] + row.get("pretrain_seconds", 0.0))
-    commits = ", ".join(sorted({row["commit"] for row in rows}))
     return (
         f"| {name} | {r10} | {n10} | {warm:.4f}, {cold:.4f}, {short:.4f} | "
-        f"{', '.join(lost) or '–'} | {verdict} {floor} {value:.4f} | {seeds} | "
-        f"{seconds / 60:.0f} min | {commits} |"
+        f"{', '.join(lost) or '–'} | {verdict(told)} | {seeds} | "
+        f"{seconds / 60:.0f} min | {commits(rows)} |"
     )
 
 
