@@ -1,5 +1,6 @@
 """From one shop to another: data sets merged, words in one space, parameters grafted; times."""
 
+import json
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from zoo import api
 from zoo.cli import main
 from zoo.data import split_otherwise
 from zoo.fitting import Run
-from zoo.graft import graft
+from zoo.graft import graft, names_of
 from zoo.mesh import make_mesh
 from zoo.optim import optimizer
 from zoo.plan import names
@@ -119,7 +120,7 @@ def pretrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shops")
     a, b = (csv(folder / name, shop(name, i)) for i, name in enumerate("ab"))
     words = ["pretrain", "unisrec", "--data", a, "--more-data", b, "--out", str(folder / "run")]
-    words += ["--steps", "2", "--batch", "8", "--text", "hashed", "--json"]
+    words += ["--steps", "8", "--batch", "8", "--text", "hashed", "--json"]
     words += [x for k, v in SMALL.items() for x in (f"--model.{k.replace('_', '-')}", str(v))]
     assert not main(words)
     return folder / "run"
@@ -139,6 +140,45 @@ def test_a_grafted_run_trains_its_stage_alone(pretrained):
     assert any(np.abs(x - y).max() > 0 for x, y in pairs)
     with pytest.raises(ValueError, match="has to come from pretraining"):
         zoo.fit("unisrec", data, settings=SETTINGS, stage="inductive", **SMALL)
+
+
+def test_the_control_trains_from_nothing_for_as_many_operations(pretrained, tmp_path, capsys):
+    c = csv(tmp_path / "c", shop("c", 2))
+    words = ["train", "unisrec", "--data", c, "--text", "hashed", "--graft", str(pretrained)]
+    words += ["--model.stage", "transductive", "--out", str(tmp_path / "fine"), "--steps", "1"]
+    words += ["--control", str(tmp_path / "control"), "--batch", "16", "--json"]
+    words += [x for k, v in SMALL.items() for x in (f"--model.{k.replace('_', '-')}", str(v))]
+    capsys.readouterr()
+    assert not main(words)
+    told = json.loads(capsys.readouterr().out)
+    before = zoo.from_pretrained(pretrained).config["flops"]
+    control = zoo.from_pretrained(tmp_path / "control").config
+    assert control["fields"]["stage"] == "scratch" and before > 0
+    assert zoo.from_pretrained(tmp_path / "fine").config["flops"] == before + told["flops"]
+    assert told["control"]["flops"] == control["flops"]
+    a_step = control["flops"] / control["steps"]
+    assert abs(control["flops"] - before - told["flops"]) <= a_step / 2
+    assert control["steps"] > 1
+    words[words.index("transductive")] = "inductive"
+    words[words.index(str(tmp_path / "fine"))] = str(tmp_path / "other")
+    assert main(words) == 2 and "no counterpart without pretraining" in capsys.readouterr().err
+    at = words.index("--graft")
+    assert main(words[:at] + words[at + 2 :]) == 2 and "--graft" in capsys.readouterr().err
+
+
+def test_names_say_whose_place_a_parameter_takes(pretrained, tmp_path, caplog):
+    data = zoo.load_data(shop("c", 2), HASHED)
+    names = names_of(["^items/text/experts=items/text/gone", "^trunk/positions="])
+    how = {"settings": SETTINGS, "graft": pretrained, "stage": "transductive", **SMALL}
+    zoo.fit("unisrec", data, names=names, **how)
+    fresh = caplog.text.split("fresh:")[1]
+    assert "trunk/positions" in fresh and "items/text" in fresh and "trunk/stack" not in fresh
+    with pytest.raises(ValueError, match="no line of a table"):
+        names_of(["items/text"])
+    with pytest.raises(ValueError, match="no regex and its replacement"):
+        names_of([r"items/(text=x"])
+    with pytest.raises(ValueError, match="no regex and its replacement"):
+        names_of([r"items/text=\2"])
 
 
 def test_what_a_stage_freezes_has_no_part_in_clipping_decay_or_state(pretrained, tmp_path):

@@ -11,6 +11,7 @@ _HOMES = {
     "Recommender": "zoo.recommender",
     "Settings": "zoo.api",
     "build": "zoo.api",
+    "control": "zoo.api",
     "encoder": "zoo.encoders.load",
     "evaluate": "zoo.api",
     "fit": "zoo.api",

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,14 @@ from zoo.data import (
 from zoo.encoders.small import Encoding
 from zoo.fitting import Fitted
 from zoo.fitting import fit as fit_split
-from zoo.models import Entry, build, entry, fields, reads, reads_codes
+from zoo.graft import Names
+from zoo.models import Entry, build, entry, fields, from_nothing, reads, reads_codes
 from zoo.recommender import Recommender
 from zoo.result import Result
 from zoo.saving import save
 from zoo.serve import Pretrained, Recommendation, from_pretrained
 from zoo.settings import Settings, claim, settings_for
-from zoo.transfer import pretrained_for
+from zoo.transfer import flops_of, pretrained_for
 
 __all__ = [
     "Data",
@@ -42,6 +43,7 @@ __all__ = [
     "Recommender",
     "Settings",
     "build",
+    "control",
     "evaluate",
     "fit",
     "floors",
@@ -52,6 +54,7 @@ __all__ = [
     "settings_for",
 ]
 log = logging.getLogger("zoo")
+ENDLESS = 10**9  # evaluations without a better one
 
 
 def fit(
@@ -65,12 +68,14 @@ def fit(
     vectors: Pretrained | str | Path | None = None,
     adapt: str | None = None,
     encoding: Encoding | None = None,
+    names: Names = (),
     **chosen: Any,
 ) -> tuple[Fitted, Data]:
     """Train a model of the register on data; with `out`, resumable, and a bundle at OUT/bundle.
     A floor is counted; fields that are not given are chosen on validation.
 
-    graft: a pretrained run or bundle; its parameters take the place of fresh ones (graft.py).
+    graft: a pretrained run or bundle; its parameters take the place of fresh ones, by name or as
+    the table `names` has it (graft.py): what that renames is the caller's word.
     vectors: a run whose user and item vectors the model reads, frozen. adapt: how the graft is
     adapted, such as "lora:8" (recipes.py); the rest of it stays as it was. encoding: the content
     that the model encodes itself, by encoders that learn with it (end_to_end.py).
@@ -99,14 +104,45 @@ def fit(
     data = with_vectors(data, vectors) if vectors is not None else data
     catalogue = data.catalogue(mesh)
     catalogue = data.linked(catalogue) if known.family == "graph" else catalogue
-    start = pretrained_for(model, graft, data, adapt, encoding) if graft is not None else None
+    told = (model, graft, data, adapt, encoding, bool(names))
+    start = pretrained_for(*told) if graft is not None else None
     about = _about(data, catalogue, read) | ({"encoding": asdict(encoding)} if encoding else {})
-    how = (out, settings, mesh, report, start, adapt, about, encoding)
+    how = (out, settings, mesh, report, start, adapt, about, encoding, names)
     fitted = fit_split(model, data.split, catalogue, *how, **chosen)
     if out is not None:
-        more = {"adapt": adapt, "encoding": encoding}
+        more = {"adapt": adapt, "encoding": encoding, "before": flops_of(graft)}
         save(Path(out) / "bundle", model, chosen, fitted, data, **more)
     return fitted, data
+
+
+def control(
+    model: str,
+    data: Data | Dataset | str | Path,
+    graft: Pretrained | str | Path,
+    fitted: Fitted,
+    out: str | Path | None = None,
+    settings: Settings | None = None,
+    mesh: Mesh | None = None,
+    report=lambda step, steps, metrics: None,
+    encoding: Encoding | None = None,
+    **chosen: Any,
+) -> tuple[Fitted, Data]:
+    """What pretraining is compared with: the same model from nothing, trained for as many flops as
+    the graft and `fitted`, which started from it, took together (flops.py).
+
+    The other arguments are those of that fit; all of the model trains, to the end, and validation
+    chooses. Raises ValueError for a graft that does not say its flops, and for a stage that cannot
+    begin from nothing.
+    """
+    before, chosen = flops_of(graft), from_nothing(model, chosen)
+    if before is None:
+        raise ValueError(
+            "the graft does not say how much it computed, so that nothing can be trained as long: "
+            "pretrain it anew."
+        )
+    own = settings or settings_for(model)
+    own = replace(own, steps=None, flops=before + fitted.flops, patience=ENDLESS)
+    return fit(model, data, out, own, mesh, report, encoding=encoding, **chosen)
 
 
 def _count(

@@ -95,6 +95,12 @@ def train_args(model: str, **preset: Any) -> type:
         """Further data sets, merged with the first: users and items side by side."""
         graft: str | None = None
         """A pretrained run or bundle whose parameters to start from."""
+        names: tuple[str, ...] = ()
+        """What parameters are called in the graft, HERE=THERE, a regex and its replacement, first
+        match wins: items/image=items/text; HERE= leaves them fresh."""
+        control: Path | None = None
+        """Then train the model without the graft, too, into this folder, for as many operations as
+        pretraining and this run took together: the control."""
         adapt: str | None = None
         """How to adapt it: freeze, bitfit, lora:8, adapter:16, prompt:8, or several joined by +."""
         vectors: str | None = None

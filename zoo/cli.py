@@ -107,28 +107,40 @@ def _fit(argv: list[str], command: str, names: list[str], **preset: Any) -> int:
     args = _parse(train_args(name, **preset), argv[1:], f"{command} {name}")
     from zoo import api
     from zoo import mesh as meshes
+    from zoo.graft import names_of
 
     chosen = args.chosen()
+    if (args.control or args.names) and not args.graft:
+        raise ValueError("--control and --names are of a pretrained run: name it (--graft).")
     api.build(name, **chosen)  # bad fields are told before any data is read
     mesh = meshes.make_mesh(args.mesh.data, args.mesh.model)
     data = api.load_data([args.data, *args.more_data], args.options())
     with Bar(f"{command} {name}", args.select) as bar:
         settings = args.settings()
         more = {"graft": args.graft, "vectors": args.vectors, "adapt": args.adapt}
-        more["encoding"] = args.encode
-        fitted, data = api.fit(name, data, args.out, settings, mesh, bar, **more, **chosen)
-    result = {
-        "model": name,
-        "run": str(args.out),
-        "bundle": str(args.out / "bundle"),
+        more |= {"encoding": args.encode, "names": names_of(args.names)}
+        fitted, seen = api.fit(name, data, args.out, settings, mesh, bar, **more, **chosen)
+    result = {"model": name, **_fitted(args.out, fitted, seen, args.select)}
+    if args.control:
+        own = (args.graft, fitted, args.control, settings, mesh)
+        with Bar(f"control of {name}", args.select) as bar:
+            fitted, seen = api.control(name, data, *own, bar, args.encode, **chosen)
+        result["control"] = _fitted(args.control, fitted, seen, args.select)
+    return tell(result, args.json)
+
+
+def _fitted(out: Path, fitted: Any, data: Any, select: str) -> dict[str, Any]:
+    return {
+        "run": str(out),
+        "bundle": str(out / "bundle"),
         "steps": fitted.steps,
         "seconds": round(fitted.seconds, 3),
+        "flops": fitted.flops,
         "examples_per_second": round(fitted.examples_per_second, 1),
-        "best": {**rounded(fitted.best), "select": args.select},
+        "best": {**rounded(fitted.best), "select": select},
         "params_sha256": fitted.params_sha256,
         "split_hash": data.split.hash,
     }
-    return tell(result, args.json)
 
 
 def _evaluate(argv: list[str]) -> int:

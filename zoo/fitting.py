@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from zoo.adapt import plan_of
 from zoo.encoders.small import Encoding, encoders
 from zoo.end_to_end import end_to_end
 from zoo.evaluation import evaluate
-from zoo.graft import merged_trees
+from zoo.graft import Names, merged_trees
 from zoo.models import Entry, build, entry, trainable
 from zoo.models import fields as fields_of
 from zoo.optim import optimizer, with_rates
@@ -49,6 +49,7 @@ class Fitted:
     history: list[dict[str, float]]  # one row an evaluation
     params_sha256: str  # of the final parameters
     max_len: int  # events of a history that the model reads
+    flops: float = 0.0  # of the steps' matrix products (flops.py)
 
 
 class Run:
@@ -65,6 +66,7 @@ class Run:
         start: Any = None,
         adapt: str | None = None,
         encoding: Encoding | None = None,
+        names: Names = (),
     ):
         s = self.settings = settings
         self.mesh, self.split, self.max_len = mesh, split, _longest(model, fields)
@@ -82,7 +84,7 @@ class Run:
             self.optimizer = train_only(self.optimizer, plan_of(self.recommender))
         catalogue = self.recommender.prepare(catalogue, mesh.size)
         pieces = (self.recommender, self.optimizer, self.loader, catalogue, mesh)
-        self.stepper = Stepper(*pieces, s.seed, start)
+        self.stepper = Stepper(*pieces, s.seed, start, names)
         self.catalogue = self.stepper.catalogue
         if adapt:
             log.warning("%s: %s", adapt, told(self.stepper.shapes.params, self.recommender))
@@ -190,13 +192,15 @@ def fit(
     adapt: str | None = None,
     about: dict[str, Any] | None = None,
     encoding: Encoding | None = None,
+    names: Names = (),
     **fields: Any,
 ) -> Fitted:
     """Train `model` with `fields`; go on where it stopped when `out` holds the same run.
 
     settings None: those of the model's family (`settings_for`). start: parameters of another
-    run; those of the same name and shape take the place of fresh ones (graft.py). adapt: how
-    `start` is adapted (recipes.py): what that freezes neither moves nor has optimizer state.
+    run; those of the same name, or of the one that `names` says, and shape take the place of fresh
+    ones (graft.py). adapt: how `start` is adapted (recipes.py): what that freezes neither moves nor
+    has optimizer state.
     about: what else makes this run the one that it is, such as where its features come from.
     encoding: which modalities of catalogue["raw"] the model encodes itself.
     `report(step, steps, metrics)` hears of every step and every evaluation.
@@ -206,9 +210,26 @@ def fit(
     if adapt and start is None and (encoding is None or encoding.kind in ("small", "side")):
         raise ValueError(f"adapt='{adapt}' adapts a pretrained run, and none was named (graft).")
     with jax.set_mesh(mesh):
-        run = Run(model, fields, split, catalogue, settings, mesh, start, adapt, encoding)
-        mine = identity(model, fields, split, settings, start, adapt)
+        make = partial(Run, model, fields, split, catalogue)
+        run = within_flops(make, settings, mesh, start, adapt, encoding, names)
+        mine = identity(model, fields, split, settings, start, adapt, names)
         return run_through(run, out, mine | (about or {}), report)
+
+
+def within_flops(make: Callable[..., Any], settings: Settings, *more: Any) -> Any:
+    """The run of `make(settings, *more)`, and of as many steps as settings.flops allow, where said.
+
+    Raises ValueError where steps are said, too.
+    """
+    run = make(settings, *more)
+    if settings.flops is None:
+        return run
+    if settings.steps is not None:
+        raise ValueError(f"steps is {settings.steps} and flops {settings.flops:g}: give one.")
+    if not run.stepper.flops:
+        raise ValueError("flops count dense matrix products, and a step here has none: give steps.")
+    steps = max(1, round(settings.flops / run.stepper.flops))
+    return make(replace(settings, steps=steps), *more)
 
 
 def run_through(run: Any, out: str | Path | None, mine: dict[str, Any], report) -> Fitted:
@@ -218,6 +239,7 @@ def run_through(run: Any, out: str | Path | None, mine: dict[str, Any], report) 
     Run has them. mine: what makes the run the one that it is.
     """
     s = run.settings
+    run.stepper.compile()
     if out is None:
         return _loop(run, run.stepper.fresh(), Progress(s.select, s.patience), report)
     claim(Path(out), mine)
@@ -300,4 +322,5 @@ def _fitted(run: Any, state: TrainState, progress: Progress, chosen) -> Fitted:
         progress.history,
         params_sha256(meshes.fetch(state.params)),
         run.max_len,
+        run.stepper.flops * int(state.step),
     )

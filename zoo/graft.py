@@ -8,6 +8,10 @@ import jax
 
 from zoo.mesh import path_name
 
+# (regex, replacement) from names here to names in the source, first match wins; replacement None
+# leaves the parameter fresh.
+Names = Sequence[tuple[str, str | None]]
+
 
 class Grafted(NamedTuple):
     """The new tree, and by name which of its leaves came over and which stayed as they were."""
@@ -17,11 +21,9 @@ class Grafted(NamedTuple):
     fresh: tuple[str, ...]
 
 
-def graft(params: Any, source: Any, table: Sequence[tuple[str, str | None]] = ()) -> Grafted:
-    """`params` with every leaf that `source` has under the same name and shape.
-
-    table  (regex, replacement) from names here to names in the source, first match wins;
-           replacement None leaves the leaf fresh: an ID table of other items
+def graft(params: Any, source: Any, table: Names = ()) -> Grafted:
+    """`params` with every leaf that `source` has under the same name, or under the one that
+    `table` makes of it, and of the same shape.
 
     Raises ValueError when nothing fits, or when a name fits and its shape does not: weights of
     another width.
@@ -71,7 +73,23 @@ def merged_trees(below: Any, above: Any) -> Any:
     return below | {k: merged_trees(below.get(k), x) for k, x in above.items()}
 
 
-def _renamed(name: str, table: Sequence[tuple[str, str | None]]) -> str | None:
+def names_of(lines: Sequence[str]) -> Names:
+    """The table of lines `HERE=THERE`, a regex of names here and what they are called in the graft;
+    `HERE=` leaves them fresh. Raises ValueError for a line without = and for a bad regex."""
+    return tuple(_pair(*line.partition("="), line) for line in lines)
+
+
+def _pair(here: str, equals: str, there: str, line: str) -> tuple[str, str | None]:
+    if not (here and equals):
+        raise ValueError(f"{line!r} is no line of a table of names; expected HERE=THERE.")
+    try:
+        re.sub(here, there, "")
+    except re.error as error:
+        raise ValueError(f"{line!r} is no regex and its replacement: {error}.") from error
+    return here, there or None
+
+
+def _renamed(name: str, table: Names) -> str | None:
     for pattern, replacement in table:
         if re.search(pattern, name):
             return None if replacement is None else re.sub(pattern, replacement, name)

@@ -10,6 +10,7 @@ Content of cold items may be read here, since a catalogue knows it; interactions
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from zoo.content_objectives import OBJECTIVES, objective
 from zoo.data import Data, with_raw
 from zoo.encoders.own import word_ids_sha256
 from zoo.encoders.small import Encoding, encoders
-from zoo.fitting import Fitted, run_through
+from zoo.fitting import Fitted, run_through, within_flops
 from zoo.names import unknown
 from zoo.optim import optimizer
 from zoo.settings import Settings
@@ -86,7 +87,7 @@ def pretrain_content(
     made = encoders(encoding, catalogue["raw"])
     model = objective(name, made, width, encoding.patch, encoding.bands)
     with jax.set_mesh(mesh):
-        run = _run(model, catalogue, train, held, settings, mesh)
+        run = within_flops(partial(_run, model, catalogue, train, held), settings, mesh)
         mine = {"objective": name, "data": data.dataset.name, "width": width, **asdict(settings)}
         mine |= {"encoding": asdict(encoding), "raw": params_sha256(data.raw)}
         mine |= _learned_from(name, data)
@@ -187,6 +188,7 @@ def _retrieval(model: Any, fitted: Fitted, held: np.ndarray) -> dict[str, dict[s
 def _save(folder: Path, name: str, encoding: Encoding, fitted: Fitted, data: Data, told) -> None:
     """A bundle without items to recommend: encoders, and which content they were trained on."""
     config = {"objective": name, "encoding": asdict(encoding), "steps": fitted.steps}
+    config |= {"flops": fitted.flops}
     config |= {"word_ids_sha256": word_ids_sha256(data.raw), **_learned_from(name, data)}
     save_bundle(
         folder,

@@ -31,8 +31,12 @@ def save(
     results: dict[str, Any] | None = None,
     adapt: str | None = None,
     encoding: Encoding | None = None,
+    before: float | None = 0.0,
 ) -> Path:
-    """Write the bundle of a fitted model: everything that serving needs, hashes included."""
+    """Write the bundle of a fitted model: everything that serving needs, hashes included.
+
+    before: the flops of what its parameters started from; None: unknown.
+    """
     uses_content, graph = reads(model, chosen) != "id", entry(model).family == "graph"
     catalogue = fitted.catalogue
     if encoding:
@@ -52,6 +56,7 @@ def save(
         "fields": {k: chosen.get(k, default) for k, (_, default) in known.items()},
         "steps": fitted.steps,
         "max_len": fitted.max_len,
+        **({} if before is None else {"flops": before + fitted.flops}),
         **({"adapt": adapt} if adapt else {}),
         **(_encoded(encoding, data) if encoding else {}),
     }

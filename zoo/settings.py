@@ -1,6 +1,7 @@
 """How a run is trained, what makes two runs the same, and what a family is trained with."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ class Settings:
     """How to train; a step is one batch of packed rows."""
 
     steps: int | None = None  # None: epochs x batches an epoch
+    flops: float | None = None  # in place of steps: as many as make this of their matrix products
     epochs: int = 40
     batch: int = 32  # packed rows a step
     rate: float = 2e-3
@@ -69,10 +71,12 @@ def identity(
     settings: Settings,
     start: Any = None,
     adapt: str | None = None,
+    names: Sequence = (),
 ) -> dict[str, Any]:
     """What makes two runs the same: all of these."""
     known = {"model": model, "fields": fields, "split": split.hash, **asdict(settings)}
     known |= {"adapt": adapt} if adapt else {}
+    known |= {"names": names} if names else {}
     known["graft"] = None if start is None else params_sha256(start)
     return known
 

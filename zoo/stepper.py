@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -10,18 +11,19 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from zoo import mesh as meshes
-from zoo.graft import graft
+from zoo.flops import matmul_flops
+from zoo.graft import Names, graft
 from zoo.train import TrainState, create, make_dispatch, make_step, train
 
 log = logging.getLogger("zoo")
 
 
 class Stepper:
-    """Compiled once; `fresh` makes a state, `advance` trains it.
+    """Traced at once, compiled once; `fresh` makes a state, `advance` trains it.
 
     recommender: anything with init, loss and draw. loader: batches with a place; where it stacks
     them, an element is a dispatch. catalogue: numpy, goes over all devices by its rows. start:
-    parameters that take the place of fresh ones (graft.py).
+    parameters that take the place of fresh ones, of those names or of what `names` says (graft.py).
     """
 
     def __init__(
@@ -33,23 +35,33 @@ class Stepper:
         mesh: Mesh,
         seed: int = 0,
         start: Any = None,
+        names: Names = (),
     ):
         self.recommender, self.optimizer, self.loader = recommender, optimizer, loader
-        self.mesh, self.seed, self.start, self.stack = mesh, seed, start, loader.stack
+        self.mesh, self.seed, self.stack = mesh, seed, loader.stack
+        self.start, self.names = start, names
         self.catalogue = jax.device_put(catalogue, NamedSharding(mesh, P(("data", "model"))))
         self.shapes = jax.eval_shape(self._create, self.catalogue)
         if start is not None:
-            graft(self.shapes.params, start)  # what does not fit is told before compiling
+            graft(self.shapes.params, start, names)  # what does not fit is told before compiling
         self.shardings = meshes.shardings(self.shapes, mesh)
-        self.step = self._compile()
+        self._traced = self._trace()
+        self.flops = matmul_flops(self._traced.jaxpr) / (self.stack or 1)  # of a step
 
-    def _compile(self) -> Callable:
-        """The one executable of the run; compiled before the clock starts."""
+    def _trace(self) -> Any:
         make = make_step if self.stack is None else make_dispatch
         step = make(self.recommender, self.optimizer, self.seed)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
-        example = self._place(self.loader.example)
-        return jitted.lower(self.abstract(), self.catalogue, example).compile()
+        return jitted.trace(self.abstract(), self.catalogue, self._place(self.loader.example))
+
+    @cached_property
+    def step(self) -> Callable:
+        """The one executable of the run, made when it is first asked for."""
+        return self._traced.lower().compile()
+
+    def compile(self) -> None:
+        """Make the executable now: before a clock starts."""
+        self.step  # noqa: B018
 
     def _place(self, batch: dict) -> dict:
         return meshes.shard_batch(batch, self.mesh, self.stack is not None)
@@ -65,7 +77,7 @@ class Stepper:
         state = jax.jit(self._create, out_shardings=self.shardings)(self.catalogue)
         if self.start is None:
             return state
-        grafted = graft(meshes.fetch(state.params), self.start)
+        grafted = graft(meshes.fetch(state.params), self.start, self.names)
         log.warning("grafted %d parameters; fresh: %s", len(grafted.taken), list(grafted.fresh))
         return state.replace(params=jax.device_put(grafted.params, self.shardings.params))
 

@@ -30,6 +30,7 @@ def pretrained_for(
     data: Data,
     adapt: str | None = None,
     encoding: Encoding | None = None,
+    renamed: bool = False,
 ) -> Any:
     """Parameters of a pretrained run, after checking that they can mean the same here.
 
@@ -37,7 +38,8 @@ def pretrained_for(
     that the pretraining read and `data` lacks, and for one that learned from another split of the
     same data. Tables of other items or users are left out: they start fresh. What a graft was
     adapted by is merged into it, unless this run is adapted alike. Of encoders pretrained on
-    content alone (pretraining.py), those that `encoding` names.
+    content alone (pretraining.py), those that `encoding` names. renamed: by a table of names, so
+    that another modality may take the place of one that `data` lacks.
     """
     if not isinstance(graft, Pretrained):
         found = bundle_of(graft)
@@ -53,11 +55,11 @@ def pretrained_for(
     if theirs != model:
         raise ValueError(f"the graft was pretrained as {theirs}; this model is {model}.")
     check_split(bundle.split, data, "the graft")
-    if known - set(data.dataset.features):
+    if known - set(data.dataset.features) and not renamed:
         raise ValueError(
             f"the graft reads {sorted(known)}; {data.dataset.name} has "
             f"{sorted(data.dataset.features)}. Pretrain on modalities that both have "
-            "(--model.modalities)."
+            "(--model.modalities), or say whose place which takes (--names)."
         )
     _check_encoded(bundle.config.get("encoding", {}), encoding, known)
     made = data.dataset.source.get("embedded", {})
@@ -84,6 +86,14 @@ def pretrained_for(
     if bundle.config.get("adapt") not in (None, adapt):
         found = merged(bundle.recommender, found)
     return _of_these(found, bundle, data)
+
+
+def flops_of(graft: Pretrained | str | Path | None) -> float | None:
+    """What a run's matrix products took, those of what it started from included: 0 of no run, None
+    of one that does not say."""
+    if graft is None:
+        return 0.0
+    return (graft if isinstance(graft, Pretrained) else bundle_of(graft)).config.get("flops")
 
 
 def _read(bundle: Pretrained) -> set[str]:

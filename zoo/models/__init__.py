@@ -273,3 +273,16 @@ def trainable(name: str, chosen: dict[str, Any]) -> tuple[str, ...] | None:
     home = importlib.import_module(entry(name).home)
     stages = getattr(home, "TRAINABLE", None)
     return None if stages is None else stages[chosen.get("stage", fields(name)["stage"][1])]
+
+
+def from_nothing(name: str, chosen: dict[str, Any]) -> dict[str, Any]:
+    """The `chosen` fields with a stage that needs no pretraining: the same, or `scratch` in place
+    of `transductive`. Raises ValueError for a stage that has no such counterpart."""
+    if trainable(name, chosen) in (None, (r".*",)):
+        return chosen
+    if chosen["stage"] != "transductive":
+        raise ValueError(
+            f"{name} with stage='{chosen['stage']}' has no counterpart without pretraining; "
+            "'transductive' has: 'scratch'."
+        )
+    return chosen | {"stage": "scratch"}
