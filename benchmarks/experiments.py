@@ -29,57 +29,42 @@ HSTU_SEARCH = {
     "decayed": ({}, {"rate": 1e-3, "schedule": "cosine", "epochs": 120}),
     "fast-decayed": ({}, {"rate": 2e-3, "schedule": "cosine", "epochs": 80}),
 }
-# Pretraining beside the same model without, at the same number of epochs in all, and without
-# content: on one shop (titles and, as a second modality, semantic ids of images), on films (posters
-# and titles), and from two shops to a third by their words.
+# Pretraining beside the same model without, for as many operations in all, and without content: on
+# one shop (titles and, as a second modality, semantic ids of images), on films (posters and
+# titles), and from two shops to a third by their words.
 PRETRAIN = {"epochs": 10, "batch": 64, "rate": 1e-3, "patience": 10}
 TUNE = {"epochs": 20, "batch": 64, "rate": 1e-3, "patience": 3}
-LONGER = {**TUNE, "epochs": 30}
 CARRIED = {"folder": "transfer", "options": {"text": "hashed"}, "knockouts": True}
 INSTRUMENTS = {"data": "amazon-instruments", **CARRIED}
 FILMS = {**CARRIED, "data": MOVIES["data"], "options": MOVIES["options"] | CARRIED["options"]}
 FEW = {"batch": 16, "patience": 6}  # a tenth of a shop's users
 SHOPS = ("amazon-beauty", "amazon-instruments")
-TO_SPORTS = {"data": "amazon-sports", **CARRIED}
-BY_WORDS = {"modalities": ("text",)}
-STAGES = {"mp4sr": ("finetune", "finetune"), "unisrec": ("transductive", "scratch")}
+STAGES = {"mp4sr": "finetune", "unisrec": "transductive"}
 
 
-def carried(name: str, on: dict, more: dict, times: int = 1) -> dict[str, dict]:
-    """The rows of one data set: with `times` as many epochs, settings in which `more` differs."""
-    first, tune, longer = (
-        {**plan, **more, "epochs": times * plan["epochs"]} for plan in (PRETRAIN, TUNE, LONGER)
-    )
-    rows = {}
-    for model, (after, alone) in STAGES.items():
-        own = {"model": model, **on}
-        then = {"pretrain": {"settings": first}, "settings": tune}
-        rows[f"{model}-{name}"] = {**own, "fields": {"stage": after}, **then}
-        rows[f"{model}-scratch-{name}"] = {**own, "fields": {"stage": alone}, "settings": longer}
-    return rows
+def carried(on: dict, more: dict, times: int = 1, **first) -> dict[str, dict]:
+    """A row a model on one data set: with `times` as many epochs, settings in which `more` differs,
+    pretrained on `first`."""
+    before, tune = ({**x, **more, "epochs": times * x["epochs"]} for x in (PRETRAIN, TUNE))
+    then = {"pretrain": {"settings": before, **first}, "settings": tune, "control": True}
+    return {
+        model: {"model": model, **on, "fields": {"stage": stage}, **then}
+        for model, stage in STAGES.items()
+    }
 
 
 TRANSFER: dict[str, dict] = {
-    **carried("instruments", INSTRUMENTS, {}),
+    **{f"{k}-instruments": x for k, x in carried(INSTRUMENTS, {}).items()},
     "sasrec-instruments": {
         "model": "sasrec",
         **INSTRUMENTS,
         "settings": {"epochs": 40, "rate": 2e-3, "evaluate_every": 100, "patience": 3},
     },
-    **carried("movies", FILMS, FEW, 2),
+    **{f"{k}-movies": x for k, x in carried(FILMS, FEW, 2).items()},
     "sasrec-movies": {"model": "sasrec", **FILMS, "settings": MOVIES["settings"]},
     "unisrec-to-sports": {
-        "model": "unisrec",
-        **TO_SPORTS,
-        "fields": {"stage": "transductive", **BY_WORDS},
-        "pretrain": {"data": SHOPS, "settings": PRETRAIN},
-        "settings": TUNE,
-    },
-    "unisrec-scratch-sports": {
-        "model": "unisrec",
-        **TO_SPORTS,
-        "fields": {"stage": "scratch", **BY_WORDS},
-        "settings": LONGER,
+        **carried({"data": "amazon-sports", **CARRIED}, {}, data=SHOPS)["unisrec"],
+        "fields": {"stage": STAGES["unisrec"], "modalities": ("text",)},
     },
 }
 # Semantic ids published with the data, the zoo's own of the titles, and ids that mean nothing. A

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -14,6 +16,12 @@ def load(name: str) -> dict | None:
 def fusions() -> list[dict]:
     """What fusion.py kept, a file a data set."""
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("fusion-*.json"))]
+
+
+def summary(rows: list[dict]) -> dict[str, list[float]]:
+    """Mean and standard deviation of the test metrics over seeds."""
+    values = {k: [row["test"][k] for row in rows] for k in rows[0]["test"]}
+    return {k: [float(np.mean(v)), float(np.std(v))] for k, v in values.items()}
 
 
 def spread(pair: list[float], seeds: int) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from experiments import EXPERIMENTS
+from kept import summary
 
 RESULTS = Path(__file__).parent / "results"
 CURVE = (1, 2, 3, 6, 11, 21, 51, 101, 151)  # epochs done, where the curve is kept
@@ -67,8 +68,8 @@ def without_meaning(data, how: str, seed: int):
 
 def pretrained(
     experiment: dict, data, seed: int, out: Path | None, root: Path
-) -> tuple[Path, float]:
-    """The pretrained run that a seed starts from, and its seconds of training.
+) -> tuple[Path, dict[str, float]]:
+    """The pretrained run that a seed starts from, and what it took.
 
     experiment["pretrain"]: settings, and `data`, the folders beside this one's (default: itself),
     or `objective`: the encoders alone (those of its `encoding`, else the experiment's), by the
@@ -85,13 +86,17 @@ def pretrained(
         what = (plan["objective"], data, folder, encoding, own)
         fitted, told = pretrain_content(*what)
         print(json.dumps(told), flush=True)
-        return folder, fitted.seconds
+        return folder, _taken(fitted)
     settings = api.settings_for(experiment["model"], seed=seed, **plan["settings"])
     fields = {**experiment.get("fields", {}), "stage": "pretrain"}
     others = [root / name for name in plan.get("data", ())]
     source = api.load_data(others, data.options) if others else data
     fitted, _ = api.fit(experiment["model"], source, folder, settings, **fields)
-    return folder, fitted.seconds
+    return folder, _taken(fitted)
+
+
+def _taken(fitted) -> dict[str, float]:
+    return {"pretrain_seconds": fitted.seconds, "pretrain_flops": fitted.flops}
 
 
 def with_vectors(experiment: dict, data, encoder: Path | None):
@@ -166,7 +171,7 @@ def one(
 
     settings = api.settings_for(experiment["model"], seed=seed, **experiment.get("settings", {}))
     fields = experiment.get("fields", {})
-    graft, before = None, 0.0
+    graft, before = None, {}
     if "pretrain" in experiment:
         graft, before = pretrained(experiment, data, seed, out, root)
         if experiment.get("encoding", {}).get("kind") == "side":
@@ -193,41 +198,69 @@ def one(
     fitted, seen = api.fit(experiment["model"], data, out, settings, **given)
     row = {
         "seed": seed,
+        **trained(fitted),
+        "curve": [curve[n - 1] for n in CURVE if n <= len(curve)],
+        **before,
+        "commit": COMMIT,
+    }
+    if scored:
+        row |= tested(experiment, fitted, seen)
+    if scored and experiment.get("control"):
+        folder = out and out.with_name(f"{out.name}-control")
+        given = {"encoding": encoding_of(experiment), **fields}
+        control, seen = api.control(
+            experiment["model"], data, graft, fitted, folder, settings, report=report, **given
+        )
+        row["control"] = trained(control) | tested(experiment, control, seen)
+    return row | {"wall_seconds": time.monotonic() - began}
+
+
+def trained(fitted) -> dict:
+    """How a run went."""
+    return {
         "steps": fitted.steps,
         "chosen_step": fitted.best["step"],
         "valid": {k: v for k, v in fitted.best.items() if k != "step"},
-        "curve": [curve[n - 1] for n in CURVE if n <= len(curve)],
         "train_seconds": fitted.seconds,
-        **({"pretrain_seconds": before} if before else {}),
+        "flops": fitted.flops,
         "examples_per_second": fitted.examples_per_second,
         "params_sha256": fitted.params_sha256,
-        "commit": COMMIT,
     }
-    if not scored:
-        return row | {"wall_seconds": time.monotonic() - began}
+
+
+def tested(experiment: dict, fitted, seen) -> dict:
+    """Test metrics, masked and not, with strata and what the experiment asks for."""
+    from zoo import api
+
     test = api.evaluate(fitted, seen)
     unmasked = api.evaluate(fitted, seen, mask=False)
     lost = {"without": without_each(fitted, seen)} if experiment.get("knockouts") else {}
     lost |= {"test_strings": by_string(fitted, seen)} if experiment.get("strings") else {}
-    return row | {
+    return {
         "test": test.metrics,
         "test_unmasked": unmasked.metrics,
         **lost,
         "strata": test.strata,
-        "wall_seconds": time.monotonic() - began,
     }
 
 
 def without_each(fitted, data) -> dict[str, dict[str, float]]:
-    """Test metrics of a trained model whose items lack one modality, by its name."""
+    """Test metrics of a trained model whose items lack one modality, or have another item's, and
+    of one without its IDs."""
     from zoo import api
-    from zoo.knockout import knock_out
+    from zoo.knockout import knock_out, knock_out_parameters
+
+    def told(model, catalogue=None):
+        metrics = api.evaluate(model, data, catalogue=catalogue).metrics
+        return {k: metrics[k] for k in ("recall@10", "ndcg@10")}
 
     found = {}
     for name in sorted(fitted.catalogue.get("features", {})):
-        lost = knock_out(fitted.catalogue, name)
-        metrics = api.evaluate(fitted, data, catalogue=lost).metrics
-        found[name] = {k: metrics[k] for k in ("recall@10", "ndcg@10")}
+        found[name] = told(fitted, knock_out(fitted.catalogue, name))
+        found[f"{name} dealt anew"] = told(fitted, knock_out(fitted.catalogue, name, "permute"))
+    if "id" in fitted.params["items"]:
+        nameless = knock_out_parameters(fitted.params, r"items/id/table")
+        found["id"] = told(replace(fitted, params=nameless))
     return found
 
 
@@ -276,12 +309,6 @@ def by_string(fitted, data) -> dict[str, float]:
     split = replace(data.split, test=replace(test, positives=asked))
     strings = replace(fitted, recommender=fitted.recommender._replace(recommend=recommend))
     return api.evaluate(strings, replace(data, split=split), mask=False).metrics
-
-
-def summary(rows: list[dict]) -> dict[str, list[float]]:
-    """Mean and standard deviation of the test metrics over seeds."""
-    values = {k: [row["test"][k] for row in rows] for k in rows[0]["test"]}
-    return {k: [float(np.mean(v)), float(np.std(v))] for k, v in values.items()}
 
 
 def search(args: argparse.Namespace, experiment: dict, data) -> None:

@@ -2,7 +2,7 @@
 
 import json
 
-from kept import RESULTS, commits, load, spread, stratum, verdict
+from kept import RESULTS, commits, load, minutes, spread, stratum, summary, verdict
 
 BESIDE = {"SASRec": "sequential", "HSTU": "sequential-hstu", "BERT4Rec": "sequential-bert4rec"}
 RATES = {
@@ -57,31 +57,51 @@ def length() -> str:
 def transfer() -> str:
     """Pretraining on content, then fine-tuning, beside the same model without and IDs alone."""
     lines = [
-        "| experiment | recall@10 | ndcg@10 | warm, cold, short recall@10 | without, ndcg@10 | "
-        "best floor, ndcg@10 | seeds | train | commit |",
+        "| experiment | recall@10 | ndcg@10 | warm, cold, short recall@10 | "
+        "best floor, ndcg@10 | 10^12 operations | seeds | train | commit |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
+    lost = ["", "| ndcg@10 | whole | without |", "|---|---|---|"]
     for path in sorted((RESULTS / "transfer").glob("*.json")):
-        lines.append(_transfer_line(path.stem, json.loads(path.read_text())))
-    how = "`python benchmarks/reach.py EXPERIMENT --data FOLDER`; AMD EPYC, 2 cores."
-    return "\n".join([*lines, "", how])
+        told = json.loads(path.read_text())
+        ways = {"": told["rows"]}
+        if "control" in told["rows"][0]:
+            whole = [{**row, "train_seconds": _seconds(row)} for row in told["rows"]]
+            control = [{**row["control"], "commit": row["commit"]} for row in told["rows"]]
+            ways = {", pretrained": whole, ", from nothing": control}
+        for how, rows in ways.items():
+            lines.append(_transfer_line(path.stem + how, told, rows))
+            lost.append(_lost_line(path.stem + how, rows))
+    how = "`python benchmarks/reach.py EXPERIMENT --data FOLDER`; AMD EPYC, 2 cores. Short: "
+    how += (
+        "histories of at most five. Operations: of the matrix products of all training. Without: "
+    )
+    how += "what is left when a modality is taken away, or dealt anew among the items, untrained."
+    return "\n".join([*lines, *lost, "", how])
 
 
-def _transfer_line(name: str, told: dict) -> str:
-    rows, seeds = told["rows"], len(told["rows"])
+def _seconds(row: dict) -> float:
+    return row["train_seconds"] + row.get("pretrain_seconds", 0.0)
+
+
+def _transfer_line(name: str, told: dict, rows: list[dict]) -> str:
+    seeds, totals = len(rows), summary(rows)
     mean = lambda of: sum(of(row) for row in rows) / seeds  # noqa: E731
-    r10, n10 = (spread(told["summary"][k], seeds) for k in ("recall@10", "ndcg@10"))
+    r10, n10 = (spread(totals[k], seeds) for k in ("recall@10", "ndcg@10"))
     warm, cold = (mean(lambda row, c=c: stratum(row, c)) for c in (False, True))
     short = mean(lambda row: row["strata"]["history <=5"].get("recall@10", 0.0))
-    lost = [
-        f"{m} {mean(lambda row, m=m: row['without'][m]['ndcg@10']):.4f}" for m in rows[0]["without"]
-    ]
-    seconds = mean(lambda row: row["train_seconds"] + row.get("pretrain_seconds", 0.0))
+    computed = mean(lambda row: row["flops"] + row.get("pretrain_flops", 0.0)) / 1e12
     return (
         f"| {name} | {r10} | {n10} | {warm:.4f}, {cold:.4f}, {short:.4f} | "
-        f"{', '.join(lost) or '–'} | {verdict(told)} | {seeds} | "
-        f"{seconds / 60:.0f} min | {commits(rows)} |"
+        f"{verdict({**told, 'summary': totals})} | {computed:,.0f} | {seeds} | "
+        f"{minutes(rows):.0f} min | {commits(rows)} |"
     )
+
+
+def _lost_line(name: str, rows: list[dict]) -> str:
+    whole, without = rows[0]["test"]["ndcg@10"], rows[0]["without"]
+    left = ", ".join(f"{m} {x['ndcg@10']:.4f}" for m, x in without.items())
+    return f"| {name} | {whole:.4f} | {left or '–'} |"
 
 
 SEQUENTIAL_BLOCKS = {"speed": speed, "length": length}
