@@ -29,6 +29,13 @@ HSTU_SEARCH = {
     "decayed": ({}, {"rate": 1e-3, "schedule": "cosine", "epochs": 120}),
     "fast-decayed": ({}, {"rate": 2e-3, "schedule": "cosine", "epochs": 80}),
 }
+BERT = {"epochs": 150, "rate": 1e-3, "warmup": 200, "evaluate_every": 490, "patience": 5}
+BERT_SEARCH = {
+    "left": ({"align": "left"}, {}),
+    "right": ({}, {}),
+    "dropout": ({"dropout": 0.5}, {}),
+    "half": ({"dropout": 0.5, "rate": 0.4}, {}),
+}
 # Pretraining beside the same model without, for as many operations in all, and without content: on
 # one shop (titles and, as a second modality, semantic ids of images), on films (posters and
 # titles), and from two shops to a third by their words.
@@ -295,17 +302,16 @@ EXPERIMENTS: dict[str, dict] = {
             "patience": 4,
         },
     },
-    "bert4rec-beauty": {
-        "model": "bert4rec",
-        "data": "amazon-beauty",
-        "settings": {
-            "epochs": 150,
-            "rate": 1e-3,
-            "warmup": 200,
-            "evaluate_every": 490,
-            "patience": 5,
-        },
+    **{
+        f"try-bert4rec-{name}": {
+            "model": "bert4rec",
+            "data": "amazon-beauty",
+            "fields": fields,
+            "settings": BERT | other,
+        }
+        for name, (fields, other) in BERT_SEARCH.items()
     },
+    "bert4rec-beauty": {"model": "bert4rec", "data": "amazon-beauty", "settings": BERT},
     "esasrec-beauty": {
         "model": "esasrec",
         "data": "amazon-beauty",

@@ -12,6 +12,7 @@ import numpy as np
 from zoo.items import Items
 from zoo.layers import Stack, Trunk, init_normal
 from zoo.models.sequential import Reading, sequential
+from zoo.names import check
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
 
@@ -37,8 +38,24 @@ def hidden_columns(key: Array, segments: Array, rate: float, last: float) -> Arr
     return jnp.where(found > 0, columns, -1)
 
 
-def cloze(rate: float, last: float) -> Reading:
-    """Hide and guess; when asked, the vector that hides stands behind the newest item."""
+def counted_back(segments: Array, last: int) -> Array:
+    """int32 [b,l]: positions that end at `last` with the newest item of each segment."""
+    column = jnp.arange(segments.shape[1])
+    same = segments[:, :, None] == segments[:, None, :]
+    return last - jnp.sum(same & (column[:, None] < column[None, :])[None], axis=-1)
+
+
+def cloze(rate: float, last: float, newest: int | None = None) -> Reading:
+    """Hide and guess; when asked, the vector that hides stands behind the newest item.
+
+    newest: the position of a history's last column, from which the others count back; None: they
+    count from the first, 0.
+    """
+
+    def placed(batch):
+        if newest is None:
+            return batch
+        return {**batch, "positions": counted_back(batch["segments"], newest)}
 
     def init(key, width):
         return {"hidden": {"table": init_normal(key, (1, width))}}
@@ -50,7 +67,7 @@ def cloze(rate: float, last: float) -> Reading:
         x = jnp.where(hidden[:, :, None], params["hidden"]["table"][None], x)
         at = jnp.maximum(columns, 0)
         targets = jnp.take_along_axis(batch["targets"], at, axis=1)
-        return x, batch, at, jnp.where(columns >= 0, targets, 0)
+        return x, placed(batch), at, jnp.where(columns >= 0, targets, 0)
 
     def ask(params, x, batch):
         end, length = batch["query"] + 1, x.shape[1] + 1
@@ -60,7 +77,7 @@ def cloze(rate: float, last: float) -> Reading:
         x = jnp.where(hidden, params["hidden"]["table"][None], x)
         segments = (column <= end[:, None]).astype(jnp.int32)
         positions = jnp.broadcast_to(column, segments.shape)
-        return x, {**batch, "segments": segments, "positions": positions}, end
+        return x, placed({**batch, "segments": segments, "positions": positions}), end
 
     return Reading(init, learn, ask)
 
@@ -73,6 +90,7 @@ def bert4rec(
     dropout: float = 0.2,
     rate: float = 0.2,
     last: float = 0.2,
+    align: str = "right",
     objective: str = "ce",
     negatives: int = 256,
     similarity: str = "dot",
@@ -88,12 +106,15 @@ def bert4rec(
 ) -> Recommender:
     """rate: share of hidden items; last: share of rows where only the newest items are hidden.
 
+    align: `right` counts positions back from the newest item, so that the guess for the next one
+    always stands at the same; `left` counts from the oldest. Raises ValueError for another.
     Post-norm blocks with GELU 4d. Fields not named here are those of Items, Stack and Objective.
     """
+    check(align=(align, ("left", "right")))
     stack = Stack(layers, "post", heads, "gelu", 4, dropout, 1e-12, jnp.dtype(dtype), scan, remat)
     return sequential(
         Items(width, items, modalities, fuse, hidden, modality_dropout),
         Trunk(max_len + 1, False, dropout, stack, norm=True, causal=False),
         Objective(objective, negatives, 0.75, similarity, temperature),
-        cloze(rate, last),
+        cloze(rate, last, max_len if align == "right" else None),
     )
