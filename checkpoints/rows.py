@@ -71,14 +71,16 @@ class Shards:
         self.manifest["done"] += len(vectors)
         self._write()
 
-    def finish(self, name: str, places: np.ndarray, ids: Sequence[str]) -> None:
+    def finish(self, name: str, places: np.ndarray, ids: Sequence[str], rows: int = 1) -> None:
         """Write the whole arrays; places: int [done], the row (from 0) of each row of the work.
 
-        The shards go once the manifest names the whole files.
+        rows: of an item, which come to stand side by side. The shards go once the manifest names
+        the whole files.
         """
         if len(places) != self.done:
             raise RowsError(f"{self.folder}: {self.done} rows are done, {len(places)} have places.")
-        vectors, present = self._gathered(places, len(ids))
+        vectors, present = self._gathered(places, len(ids) * rows)
+        vectors, present = vectors.reshape(len(ids), -1), present.reshape(-1, rows).any(1)
         arrays = {f"{name}_feat.npy": vectors, f"{name}_present.npy": present}
         for file, array in arrays.items():
             _save(self.folder / file, array)

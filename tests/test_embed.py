@@ -19,10 +19,11 @@ from zoo import api
 from zoo import embed as module
 from zoo.cli import main
 from zoo.embed import embed
-from zoo.embedded import embedded
+from zoo.embedded import embedded, rows_of
 from zoo.encoders import inputs
-from zoo.encoders.inputs import content_of, item_texts, widths_of
+from zoo.encoders.inputs import content_of, item_sentences, item_texts, widths_of
 from zoo.encoders.load import encoder
+from zoo.knockout import knock_out
 from zoo.mesh import make_mesh
 
 N = 30
@@ -436,3 +437,37 @@ def test_a_published_encoder_learns_with_the_model_from_its_own_weights(dataset,
             settings,
             **run | {"encoding": replace(whole, modalities=("image",))},
         )
+
+
+def test_sentences_are_rows_of_an_item_and_mp4sr_pools_them(dataset, bert, tmp_path):
+    said = np.array(dataset.columns["text"], object)
+    said[1], said[2] = "red square. blue!  green? soft round", "one. two"
+    many = replace(dataset, columns={**dataset.columns, "text": said, "title": said * 0})
+    many.columns["title"][3] = "red"
+    assert item_sentences(many, 3)[1] == ["red square.", "blue!", "green?"]
+    assert item_sentences(many, 3)[3][0] == "red" and item_sentences(many, 3)[0] == []
+    embed(many, bert, tmp_path / "rows", batch=4, sentences=3)
+    one = replace(many, columns={**many.columns, "text": np.array([""] * (N + 1), object)})
+    one.columns["text"][1] = "blue!"
+    embed(one, bert, tmp_path / "one", batch=4)
+    rows = embedded(tmp_path / "rows", many)
+    alone = embedded(tmp_path / "one", one).features["text"][1]
+    table = rows.features["text"].reshape(N + 1, 3, -1)
+    np.testing.assert_allclose(table[1, 1], alone, atol=1e-6)
+    there = rows_of(rows)["text"]
+    assert there[1].all() and there[2].tolist() == [True, True, False] and not there[0].any()
+    np.testing.assert_array_equal(there.any(1), rows.present["text"])
+    options = api.DataOptions(features=(str(tmp_path / "rows"),))
+    small = {"width": 8, "layers": 1, "experts": 2, "modalities": ("text",)}
+    settings = api.settings_for("mp4sr", steps=2, batch=8)
+    fitted, seen = api.fit(
+        "mp4sr", api.load_data(many, options), tmp_path / "run", settings, **small
+    )
+    assert "pool" in fitted.params["items"]["text"]
+    again = api.from_pretrained(tmp_path / "run")
+    own = api.evaluate(fitted, seen).metrics
+    assert api.evaluate(again, seen).metrics == own
+    knocked = knock_out(fitted.catalogue, "text", "permute")
+    assert not np.array_equal(knocked["rows"]["text"], np.asarray(fitted.catalogue["rows"]["text"]))
+    with pytest.raises(ValueError, match="sentences are rows of text; 'image' has one row an item"):
+        content_of(dataset, bert, encoder(bert), "image", sentences=2)

@@ -36,6 +36,9 @@ def embed_command(argv: list[str]) -> int:
         """Tokens a text is cut to; None: as many as the encoder was trained on."""
         seconds: float = 5.0
         """wav2vec2: how much of a clip it hears."""
+        sentences: int = 0
+        """Text: above 0, as many rows an item at most, a sentence each, side by side: mp4sr and
+        unisrec pool them, other models read one long vector."""
         json: bool = False
 
     args = parse(EmbedArgs, argv, "embed", "items through an encoder")
@@ -50,6 +53,7 @@ def embed_command(argv: list[str]) -> int:
 
     dataset = sources.load(args.data, args.part)
     own = ("modality", "batch", "pooling", "dtype", "max_length", "seconds")
+    own += ("sentences",)
     chosen = {name: getattr(args, name) for name in own}
     with Bar("embed", "") as bar:
         told = embed(dataset, args.encoder, args.out, **chosen, mesh=make_mesh(), report=bar)

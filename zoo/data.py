@@ -20,7 +20,7 @@ from pipelines.words import words
 from zoo import coding
 from zoo import mesh as meshes
 from zoo.embed import tower_inputs
-from zoo.embedded import embedded, layered
+from zoo.embedded import embedded, layered, rows_of
 from zoo.encoders.small import Encoding, how_raw
 from zoo.serve import Pretrained, from_pretrained
 
@@ -62,6 +62,8 @@ class Data:
         user_rows = meshes.table_rows(self.dataset.n_users, mesh)
         made = loaders.catalogue(self.dataset, self.split, rows, user_rows)
         made |= coding.arrays(self.codes, rows) if self.codes else {}
+        several = {m: _padded(x, rows) for m, x in rows_of(self.dataset).items()}
+        made |= {"rows": several} if several else {}
         made |= {"raw": jax.tree.map(lambda x: _padded(x, rows), self.raw)} if self.raw else {}
         return made | ({"vectors": self._vectors(rows, user_rows)} if self.vectors else {})
 

@@ -22,7 +22,7 @@ from pipelines.content import Problem
 from pipelines.schema import Dataset
 from zoo import mesh as meshes
 from zoo.blockwise import in_blocks
-from zoo.embedded import LAYERS, ids_of
+from zoo.embedded import LAYERS, ROWS, ids_of
 from zoo.encoders.blocks import DTYPES, mean_of_tokens
 from zoo.encoders.inputs import Content, content_of, json_sha256
 from zoo.encoders.load import Encoder, encoder, which
@@ -44,6 +44,7 @@ def embed(
     dtype: str = "float32",
     max_length: int | None = None,
     seconds: float = 5.0,
+    sentences: int = 0,
     mesh: Mesh | None = None,
     report: Callable[[int, int, dict], None] = lambda step, steps, metrics: None,
 ) -> dict[str, Any]:
@@ -55,14 +56,14 @@ def embed(
     which vector [b,d] of what the encoder returns, or `layers`, the mean token of every layer side
     by side, for side networks. dtype: of the layers; the vectors are float32.
     max_length: tokens a text is cut to, None: as many as the encoder was trained on. seconds: how
-    much of a clip Wav2Vec2 hears. mesh: rows of a batch go over its data axis, the encoder by its
-    rules. report(rows done,
-    of, {}).
+    much of a clip Wav2Vec2 hears. sentences: above 0, so many rows an item, a sentence each, side
+    by side and zeros behind the last: what MP4SR pools. mesh: rows of a batch go over its data
+    axis, the encoder by its rules. report(rows done, of, {}).
 
-    OUT gets <modality>_feat.npy float32 [n_items, d], row r of item r + 1, zero where
-    <modality>_present.npy is False, and manifest.json. Returns what was done. Raises ValueError
-    for an unknown name, for content that the data lack, for vectors that are not finite, and
-    where OUT holds vectors of another making, naming what differs.
+    OUT gets <modality>_feat.npy float32 [n_items, d], of s sentences [n_items, s d], row r of item
+    r + 1, zero where <modality>_present.npy is False, and manifest.json. Returns what was done.
+    Raises ValueError for an unknown name, for content that the data lack, for vectors that are not
+    finite, and where OUT holds vectors of another making, naming what differs.
     """
     if dtype not in DTYPES:
         raise unknown("unknown dtype", dtype, DTYPES)
@@ -71,18 +72,21 @@ def embed(
             f"batch is {batch} on {jax.process_count()} processes; expected >= 1 on 1."
         )
     folder = Path(path) if is_own(Path(path)) else encoder_folder(path)
-    enc, content = _opened(dataset, folder, modality, dtype, max_length, seconds, mesh)
+    reading = {"max_length": max_length, "seconds": seconds, "sentences": sentences}
+    enc, content = _opened(dataset, folder, modality, dtype, mesh, reading)
     modality = which(enc.modules, modality, folder)
     run = _runner(enc, modality, pooling, content, mesh)
     named = folder.resolve().name if Path(path).exists() else f"{path}@{folder.name}"
     facts = _facts(dataset, folder, content) | {"encoder": named}
     facts |= {"modality": modality, "pooling": pooling, "dtype": dtype, "batch": batch}
     facts |= {"layers": enc.modules[modality].stack.layers + 1} if pooling == LAYERS else {}
+    facts |= {ROWS: sentences} if sentences else {}
     shards = Shards(out, facts)
     before = shards.done
     if not shards.complete:
         _fill(shards, run, enc.params[modality], content, dataset, mesh, report)
-        shards.finish(modality, content.rows - 1, ids_of(dataset))
+        places = (content.rows - 1) * max(sentences, 1) + content.part
+        shards.finish(modality, places, ids_of(dataset), max(sentences, 1))
     made = read_rows(out)
     told = {k: facts[k] for k in ("data", "encoder", "modality", "pooling", "items")}
     told |= {"present": int(made.present.sum()), "width": made.vectors.shape[1]}
@@ -94,21 +98,20 @@ def _opened(
     folder: Path,
     modality: str | None,
     dtype: str,
-    max_length: int | None,
-    seconds: float,
     mesh: Mesh | None,
+    reading: dict[str, Any],
 ) -> tuple[Encoder, Content]:
     """An encoder, published or of a pretraining run, and what of the items it reads."""
     if is_own(folder):
-        if dtype != "float32" or max_length is not None:
+        if dtype != "float32" or reading["max_length"] is not None or reading["sentences"]:
             raise ValueError(
                 f"{folder} is a pretraining run: it computes in float32 and reads as many tokens "
-                "as it was trained on. Leave --dtype and --max-length away."
+                "as it was trained on. Leave --dtype, --max-length and --sentences away."
             )
         return own_encoder(folder, dataset, modality)
     enc = encoder(folder, mesh=mesh, dtype=DTYPES[dtype])
     modality = which(enc.modules, modality, folder)
-    return enc, content_of(dataset, folder, enc, modality, max_length, seconds)
+    return enc, content_of(dataset, folder, enc, modality, **reading)
 
 
 def _fill(

@@ -11,6 +11,7 @@ from pipelines.schema import DataError, Dataset
 from zoo.encoders.inputs import json_sha256
 
 LAYERS = "layers"
+ROWS = "item_rows"  # the fact that says how many rows of an item stand side by side
 SPACE = ("modality", "encoder_files", "preprocessing", "pooling", "dtype")  # what a vector means
 
 
@@ -70,6 +71,16 @@ def layered(dataset: Dataset, modality: str) -> np.ndarray:
         )
     x = dataset.features[modality]
     return x.reshape(len(x), facts["layers"], -1)
+
+
+def rows_of(dataset: Dataset) -> dict[str, np.ndarray]:
+    """bool [n+1,s] of every modality with s rows an item: which of them there are."""
+    many, n = {}, dataset.n_items + 1
+    for modality, facts in dataset.source.get("embedded", {}).items():
+        if ROWS in facts:
+            x = dataset.features[modality].reshape(n, facts[ROWS], -1)
+            many[modality] = np.any(x != 0, axis=-1)
+    return many
 
 
 def ids_of(dataset: Dataset) -> list[str]:

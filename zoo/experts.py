@@ -111,8 +111,8 @@ class Pool(nn.Module):
 class Content(nn.Module):
     """A modality of the catalogue to item vectors [...,d], zero where an item lacks it.
 
-    Its features are [n,f], or [n,s,f] with a mask `catalogue["rows"][modality]` bool[n,s]: then
-    the rows of an item are pooled first.
+    With a mask `catalogue["rows"][modality]` bool[n,s] its features are s rows an item, [n,s,f] or
+    side by side [n,s f] as `zoo embed --sentences` leaves them: these are pooled first.
     """
 
     modality: str
@@ -126,8 +126,10 @@ class Content(nn.Module):
     def __call__(self, catalogue: dict, ids: Array | None = None, train: bool = False) -> Array:
         x = read(catalogue["features"][self.modality], ids)
         there = present(catalogue, self.modality, ids)
-        if catalogue["features"][self.modality].ndim == 3:
-            rows = read(_rows(catalogue, self.modality), ids)
+        rows = _rows(catalogue, self.modality)
+        if rows is not None:
+            rows = read(rows, ids)
+            x = x.reshape(*rows.shape, -1)
             x = Pool(official=self.official, name="pool")(x, rows)
         mixture = Experts(self.width, self.experts, self.kind, self.dropout, name="experts")
         return jnp.where(there[..., None], mixture(x, train), 0)
@@ -157,14 +159,14 @@ def wanted(catalogue: dict, modalities: tuple[str, ...] | None) -> tuple[str, ..
     return chosen
 
 
-def _rows(catalogue: dict, name: str) -> Array:
-    if name not in catalogue.get("rows", {}):
+def _rows(catalogue: dict, name: str) -> Array | None:
+    rows, shape = catalogue.get("rows", {}).get(name), catalogue["features"][name].shape
+    if rows is None and len(shape) == 3:
         raise ValueError(
-            f"features['{name}'] has several rows an item, shape "
-            f"{catalogue['features'][name].shape}, and catalogue['rows'] has no mask for them: "
-            f"put bool{list(catalogue['features'][name].shape[:2])} there, False for padding rows."
+            f"features['{name}'] has several rows an item, shape {shape}, and catalogue['rows'] "
+            f"has no mask for them: put bool{list(shape[:2])} there, False for padding rows."
         )
-    return catalogue["rows"][name]
+    return rows
 
 
 def _each(x: Array, kernel: Array) -> Array:

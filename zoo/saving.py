@@ -48,6 +48,7 @@ def save(
     kept = ("valid", "popularity") + (("features", "present") if uses_content else ())
     kept += ("users",) if graph or chosen.get("user") == "id" else ()
     kept += ("train",) if graph else ()
+    kept += ("rows",) if uses_content and "rows" in catalogue else ()
     kept += ("vectors",) if data.vectors else ()
     columns = {"title": data.dataset.columns["title"]} if _titled(data, titles) else {}
     known = fields(model)

@@ -31,6 +31,7 @@ class Content(NamedTuple):
     how: dict[str, Any]  # preprocessing
     sha256: str  # of the texts, or of the files' names and sizes
     take: Callable[[np.ndarray], tuple[Inputs, np.ndarray, list[Problem]]]  # of places in `rows`
+    part: np.ndarray | int = 0  # int [m], which of an item's rows each one is
 
 
 def content_of(
@@ -40,10 +41,16 @@ def content_of(
     modality: str,
     max_length: int | None = None,
     seconds: float = 5.0,
+    sentences: int = 0,
 ) -> Content:
-    """The items that have the modality, and how they are read. ValueError: none, or no reader."""
+    """The items that have the modality, and how they are read. ValueError: none, or no reader.
+
+    sentences: above 0, each of an item's first sentences is a row of its own.
+    """
     if modality == "text":
-        return _texts(dataset, folder, enc.modules["text"], max_length)
+        return _texts(dataset, folder, enc.modules["text"], max_length, sentences)
+    if sentences:
+        raise ValueError(f"sentences are rows of text; '{modality}' has one row an item.")
     if modality not in ("image", "audio", "video"):
         raise unknown("no reader of the modality", modality, ("text", "image", "audio", "video"))
     if modality not in dataset.columns:
@@ -76,13 +83,17 @@ def _from_files(dataset: Dataset, column: str, how: dict[str, Any], decode: Call
     return Content(rows, how, json_sha256(named), take)
 
 
-def _texts(dataset: Dataset, folder: Path, module: Any, max_length: int | None) -> Content:
+def _texts(
+    dataset: Dataset, folder: Path, module: Any, max_length: int | None, sentences: int
+) -> Content:
     """Texts as token ids, shortest first: a batch is as wide as its longest text asks for."""
-    texts = item_texts(dataset)
-    rows = some_rows(np.flatnonzero([bool(text) for text in texts]), dataset, "text")
+    said = item_sentences(dataset, sentences) if sentences else [[x] for x in item_texts(dataset)]
+    some = [(row, part, x) for row, own in enumerate(said) for part, x in enumerate(own) if x]
+    rows = some_rows(np.array([row for row, _, _ in some], int), dataset, "text")
+    part, texts = np.array([part for _, part, _ in some], int), [text for _, _, text in some]
     tokenizer = _tokenizer(folder)
     limit = _limit(tokenizer, module, folder, max_length)
-    ids = tokenizer([texts[row] for row in rows], truncation=True, max_length=limit)["input_ids"]
+    ids = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
     _check_vocabulary(ids, module, folder)
     whole = getattr(module, "pooling", "") == "last"  # SigLIP reads its padding
     lengths = np.array([len(one) for one in ids])
@@ -99,7 +110,8 @@ def _texts(dataset: Dataset, folder: Path, module: Any, max_length: int | None) 
         return (table, mask.astype(bool) | whole), np.ones(len(chosen), bool), []
 
     how = {"max_length": limit, "tokens": "padded" if whole else "masked"}
-    return Content(rows[order], how, json_sha256([texts[row] for row in rows]), take)
+    how |= {"sentences": sentences} if sentences else {}
+    return Content(rows[order], how, json_sha256(texts), take, part[order])
 
 
 def item_texts(dataset: Dataset) -> list[str]:
@@ -107,6 +119,17 @@ def item_texts(dataset: Dataset) -> list[str]:
 
     Genres, category paths and keywords lose the marks that part them: an encoder reads words.
     """
+    return [clean_text(" ".join(cells)) for cells in _cells(dataset)]
+
+
+def item_sentences(dataset: Dataset, most: int) -> list[list[str]]:
+    """The first sentences of every item, none of row 0: each column begins a new one."""
+    split = lambda cell: re.split(r"(?<=[.!?])\s+", cell)  # noqa: E731
+    return [[x for cell in cells for x in split(cell) if x][:most] for cells in _cells(dataset)]
+
+
+def _cells(dataset: Dataset) -> list[list[str]]:
+    """What each column says of each item, clean."""
     names = [name for name in TEXT_COLUMNS if name in dataset.columns]
     names = names or [name for name in KEYWORDS if name in dataset.columns]
 
@@ -115,7 +138,7 @@ def item_texts(dataset: Dataset) -> list[str]:
         return clean_text(re.sub(r'[\[\]"|▁]+', " ", cell) if name in MARKED else cell)
 
     rows = range(1, dataset.n_items + 1)
-    return ["", *(clean_text(" ".join(said(name, row) for name in names)) for row in rows)]
+    return [[], *([said(name, row) for name in names] for row in rows)]
 
 
 def _tokenizer(folder: Path) -> Any:

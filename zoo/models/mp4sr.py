@@ -9,8 +9,8 @@ MP4SR (Zhang et al. 2023, arXiv 2303.11879), for any number of modalities m that
               full softmax over the items that training has seen (as never-seen ones would only
               be pushed away)
 
-Several rows an item, which Pool weighs, come from the caller: features [n,s,f] with
-catalogue["rows"] bool[n,s]; the data sets of the zoo have one vector an item and modality.
+Several rows an item, which Pool weighs, are made by `zoo embed --sentences 10`, or come from the
+caller: features [n,s,f] with catalogue["rows"] bool[n,s].
 What an item lacks has no term in its sum, and a history without a modality no say in that stream.
 The order of `modalities` matters to CMCL, which is not symmetric: the paper has (text, image).
 Train:  zoo train mp4sr --data amazon-beauty --out runs/mp4sr
