@@ -1,10 +1,12 @@
 """What a longer history costs: a training step of SASRec and HSTU at 50 to 2,000 events.
 
     python benchmarks/length.py [--lengths 50 100 200 500 1000 2000]
+    python benchmarks/length.py --tails
 
 Each measurement is a process of its own. A step always holds 8,000 events (one history a row, all
 rows full), so what grows is attention and not the batch; loss and catalogue (12,000 items, sampled
-softmax) stay the same. Writes results/length.json and length.png. Processor times: on a machine
+softmax) stay the same. --tails: histories of many lengths, in rows of one width and of several.
+Writes results/length.json and length.png. Processor times: on a machine
 that does other work they tell more than wall times.
 """
 
@@ -20,6 +22,7 @@ from sequential import command, hardware
 
 HEIGHTS = {"cpu_ms": (200, 500, 1000, 2000), "peak_mib": (600, 800, 1000, 1500, 2000)}
 EVENTS, ITEMS, STEPS = 8000, 12_000, 3
+USERS, ROUNDS = 1200, 3  # of histories of many lengths
 MODELS = {
     "sasrec": {"objective": "sampled", "heads": 2},
     "hstu": {"qk_width": 32, "v_width": 32, "time_bias": "none"},
@@ -57,8 +60,50 @@ def one(name: str, length: int) -> dict[str, float]:
     return {"cpu_ms": 1e3 * cpu / STEPS, "ms": 1e3 * wall / STEPS, "peak_mib": peak}
 
 
-def measured(name: str, length: int) -> dict[str, float]:
-    words = [sys.executable, __file__, "--one", name, str(length)]
+def tail(name: str, length: int) -> dict[str, float]:
+    """Histories of many lengths, few of them as long as the model reads: processor ms of an epoch
+    in rows of one width and in rows of several, turn about, and the ratio."""
+    import jax
+    import numpy as np
+
+    from pipelines.loader import sequence_loader
+    from pipelines.schema import Events, Ragged, Split
+    from pipelines.transforms import ladder
+    from zoo.mesh import make_mesh
+    from zoo.models import build
+    from zoo.optim import optimizer
+    from zoo.stepper import Stepper
+
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(4.0, 1.0, USERS).astype(int), 3, length)
+    histories = Ragged.of([[], *(rng.integers(1, ITEMS, n) for n in lengths)])
+    none = Events(np.zeros(0, np.int32), Ragged.of([]), Ragged.of([]))
+    split = Split("leave-one-out", "loo-full-v1", histories, none, none, "x", ordered=True)
+    catalogue = {"valid": np.arange(ITEMS) > 0, "popularity": np.ones(ITEMS, np.float32)}
+    runs: dict[str, list[float]] = {}
+    mesh, steppers = make_mesh(1), {}
+    with jax.set_mesh(mesh):
+        for how, widths in (("one", ()), ("several", ladder(length))):
+            loader = sequence_loader(split, max(1, EVENTS // length), length, widths=widths)
+            model = build(name.split(",")[0], max_len=length, negatives=256, **MODELS[name])
+            stepper = Stepper(model, optimizer(1e-3), loader, catalogue, mesh)
+            stepper.compile()
+            steppers[how] = stepper, stepper.fresh()
+        for _ in range(ROUNDS):
+            for how, (stepper, state) in steppers.items():
+                begun = time.process_time()
+                until = int(state.step) + stepper.loader.per_epoch
+                state = jax.block_until_ready(stepper.advance(state, until, lambda n, told: None))
+                runs.setdefault(how, []).append(1e3 * (time.process_time() - begun))
+                steppers[how] = stepper, state
+    ratios = [a / b for a, b in zip(runs["one"], runs["several"], strict=True)]
+    told = {f"{how}_cpu_ms": float(np.median(x)) for how, x in runs.items()}
+    return {**told, "ratio": float(np.median(ratios)), "range": [min(ratios), max(ratios)],
+            "mean_length": float(lengths.mean()), "widths": ladder(length)}  # fmt: skip
+
+
+def measured(name: str, length: int, how: str = "--one") -> dict[str, float]:
+    words = [sys.executable, __file__, how, name, str(length)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{name} at {length} ended with {done.returncode}: {done.stderr[-800:]}")
@@ -94,20 +139,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     lengths = (50, 100, 200, 500, 1000, 2000)
     parser.add_argument("--lengths", type=int, nargs="+", default=lengths)
+    parser.add_argument("--tails", action="store_true", help="of many lengths, alone")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--tail", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
-        return print(json.dumps(one(args.one[0], int(args.one[1]))))
+    if args.one or args.tail:
+        name, length = args.one or args.tail
+        return print(json.dumps((one if args.one else tail)(name, int(length))))
     from reach import COMMIT, RESULTS
+
+    path, cores = RESULTS / "length.json", len(os.sched_getaffinity(0))
+    told = {"command": command(), "hardware": hardware(), "cores": cores, "commit": COMMIT}
+    if args.tails:
+        rows = [measured(name, max(args.lengths), "--tail") for name in MODELS]
+        print(json.dumps(rows, indent=1))
+        kept = json.loads(path.read_text())
+        path.write_text(json.dumps({**kept, "tails": {**told, "rows": rows}}, indent=1))
+        return None
 
     rows = []
     for length in args.lengths:
         for name in MODELS:
             rows.append(measured(name, length))
             print(rows[-1], flush=True)
-    cores = len(os.sched_getaffinity(0))
-    told = {"command": command(), "hardware": hardware(), "cores": cores, "commit": COMMIT}
-    (RESULTS / "length.json").write_text(json.dumps({**told, "rows": rows}, indent=1))
+    kept = {"tails": json.loads(path.read_text()).get("tails")} if path.exists() else {}
+    path.write_text(json.dumps({**told, "rows": rows, **kept}, indent=1))
     plot(rows, RESULTS / "length.png")
 
 

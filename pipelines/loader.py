@@ -12,7 +12,7 @@ import grain
 import numpy as np
 
 from pipelines.schema import SEQUENCE_KEYS, DataError, Dataset, Events, Ragged, Split
-from pipelines.transforms import Packed
+from pipelines.transforms import Packed, in_widths
 
 
 class BatchRows:
@@ -57,8 +57,35 @@ class BatchRows:
         return rows[self.process * share : (self.process + 1) * share]
 
 
+class Mixed:
+    """Random access to batches of several sources in one order, shuffled anew each epoch.
+
+    Element i is (which source, its batch): every batch of every source once an epoch.
+    """
+
+    def __init__(self, sources: list[BatchRows], seed: int = 0):
+        self.sources, self.seed, self.stack = sources, seed, None
+        self.per_epoch = sum(source.per_epoch for source in sources)
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        """int [per_epoch, 2]: which source, and which of its batches of the epoch."""
+        every = [(k, n) for k, source in enumerate(self.sources) for n in range(source.per_epoch)]
+        return np.random.default_rng((self.seed, epoch)).permutation(np.array(every))
+
+    def __len__(self) -> int:
+        return self.per_epoch << 31
+
+    def __getitem__(self, i: int) -> tuple[int, np.ndarray]:
+        epoch, n = divmod(int(i), self.per_epoch)
+        which, nth = self._order(epoch)[n]
+        return int(which), self.sources[which][epoch * self.sources[which].per_epoch + int(nth)]
+
+
 class Arrays:
     """Rows that stand in memory, under the face of transforms.Packed: len() and take()."""
+
+    abreast = 1
 
     def __init__(self, arrays: dict[str, np.ndarray]):
         self.arrays = arrays
@@ -77,23 +104,42 @@ class Arrays:
 class Loader:
     """Training batches with a place: iterate it; `place()` and `resume(place)` are exact.
 
-    options: `process` and `processes`, this one's share of the rows; `stack`, batches an element.
+    rows: a list of them, of several widths, gives batches of as many columns in all, each of one
+    width. options: `process` and `processes`, this one's share of the rows; `stack`, batches an
+    element. `examples` are batches of padding, one a width, the widest last, and `shares` how many
+    of the batches are of each.
     """
 
-    def __init__(self, rows: Packed | Arrays, batch: int, seed: int = 0, **options: int):
-        if len(rows) == 0:
+    def __init__(
+        self, rows: Packed | Arrays | list[Packed], batch: int, seed: int = 0, **options: int
+    ):
+        many = rows if isinstance(rows, list) else [rows]
+        if not any(len(rows) for rows in many):
             raise DataError(
                 "no training pairs: every training history has fewer than two items. "
                 "Check the split, or lower k_core."
             )
-        self.source = BatchRows(len(rows), batch, seed, **options)
+        sizes = [batch * rows.abreast for rows in many]
+        sources = [
+            BatchRows(len(rows), size, seed, **options)
+            for rows, size in zip(many, sizes, strict=True)
+        ]
+        self.source = sources[0] if len(many) == 1 else Mixed(sources, seed)
         self.per_epoch, self.stack = self.source.per_epoch, self.source.stack
-        share = batch // self.source.processes
-        shape = (share,) if self.stack is None else (self.stack, share)
-        self.example = rows.take(np.full(shape, -1))
-        dataset = grain.MapDataset.source(self.source).map(rows.take)
+        self.shares = [source.per_epoch / self.per_epoch for source in sources]
+        self.examples = [
+            rows.take(np.full(self._shape(size, source), -1))
+            for rows, size, source in zip(many, sizes, sources, strict=True)
+        ]
+        self.example = self.examples[-1]
+        take = many[0].take if len(many) == 1 else lambda element: many[element[0]].take(element[1])
+        dataset = grain.MapDataset.source(self.source).map(take)
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         self._iterator = iter(dataset.to_iter_dataset(options))
+
+    def _shape(self, batch: int, source: BatchRows) -> tuple[int, ...]:
+        share = batch // source.processes
+        return (share,) if self.stack is None else (self.stack, share)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self._iterator
@@ -113,10 +159,17 @@ def sequence_loader(
     length: int = 50,
     seed: int = 0,
     scheme: str = "next",
+    widths: tuple[int, ...] = (),
     **processes: int,
 ) -> Loader:
-    """Packed training batches [batch, length] of the split's training histories (schema.py)."""
-    return Loader(Packed(split.train, length, scheme), batch, seed, **processes)
+    """Packed training batches [batch, length] of the split's training histories (schema.py).
+
+    widths: ascending divisors of `length`, the last of them it: short histories stand in narrower
+    rows, batches of [batch length / width, width].
+    """
+    if len(widths) < 2:
+        return Loader(Packed(split.train, length, scheme), batch, seed, **processes)
+    return Loader(in_widths(split.train, length, widths, scheme), batch, seed, **processes)
 
 
 def pair_loader(split: Split, batch: int = 2048, seed: int = 0, **options: int) -> Loader:

@@ -78,18 +78,31 @@ class Packed:
     """Histories in rows of `length` columns with segment ids; rows are made when asked for.
 
     schema.py says what a row holds. `align` counts positions from the segment's first item
-    (`left`) or so that its last item stands at length-1 (`right`, as a left-padded window has it).
-    Raises DataError for an unknown scheme.
+    (`left`) or so that its last one stands at `length` - 1 (`right`: as in a left-padded window).
+    Of segments cut to `length`, those of more than `above` and at most `width` stand in rows of
+    `width` columns; None: all of them. Raises DataError for an unknown scheme.
     """
 
     def __init__(
-        self, histories: Ragged, length: int, scheme: str = "next", align: str = "left", seed=0
+        self,
+        histories: Ragged,
+        length: int,
+        scheme: str = "next",
+        align: str = "left",
+        seed: int = 0,
+        width: int | None = None,
+        above: int = 0,
     ):
         if scheme not in SCHEMES:
             raise DataError(f"scheme is '{scheme}'; expected one of {', '.join(SCHEMES)}.")
-        self.histories, self.length = histories, length
+        self.histories, self.length, self.window = histories, length, length
         self.scheme, self.right = scheme, align == "right"
-        user, start, size, target = self._segments()
+        segments = self._segments()
+        if width is not None:
+            some = (segments[2] > above) & (segments[2] <= width)
+            segments = tuple(x[some] for x in segments)
+            self.length = length = width
+        user, start, size, target = segments
         order = np.random.default_rng(seed).permutation(len(user))
         user, start, size, self.target = user[order], start[order], size[order], target[order]
         self.most = self._most(size)
@@ -101,6 +114,11 @@ class Packed:
 
     def __len__(self) -> int:
         return len(self._held) - 1
+
+    @property
+    def abreast(self) -> int:
+        """How many of these rows are as many columns as a row of the whole length."""
+        return self.window // self.length
 
     def _segments(self) -> tuple[np.ndarray, ...]:
         """(user, start, size, target), int64 [w]: the target stands behind the segment but in
@@ -128,7 +146,7 @@ class Packed:
         place = np.repeat(row * self.length + self.column[segment], size) + within
         columns = {
             "segments": np.repeat(self.nth[segment] + 1, size),
-            "positions": within + (np.repeat(self.length - size, size) if self.right else 0),
+            "positions": within + (np.repeat(self.window - size, size) if self.right else 0),
             "users": np.repeat(self.user[segment], size),
             **self._events(self._places(segment, within), np.repeat(first, size)),
         }
@@ -158,6 +176,24 @@ class Packed:
             out["times"] = seconds(times[source] - times[first])
             out["target_times"] = seconds(times[source + 1] - times[first])
         return out
+
+
+def ladder(length: int, narrowest: int = 64) -> tuple[int, ...]:
+    """Widths of rows, ascending, each a quarter of the next one and a divisor of `length`."""
+    widths = [length]
+    while widths[0] % 4 == 0 and widths[0] // 4 >= narrowest:
+        widths.insert(0, widths[0] // 4)
+    return tuple(widths)
+
+
+def in_widths(
+    histories: Ragged, length: int, widths: tuple[int, ...], scheme: str = "next"
+) -> list[Packed]:
+    """The histories' rows, each segment in a row of the narrowest width that holds it, so that
+    attention costs what histories are long. Widths without a segment are left out."""
+    steps = zip((0, *widths[:-1]), widths, strict=True)
+    found = [Packed(histories, length, scheme, width=w, above=least) for least, w in steps]
+    return [rows for rows in found if len(rows)] or found[-1:]
 
 
 def _laid(values: np.ndarray, place: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from pipelines.loader import Arrays, BatchRows, Loader, event_batches, pair_loader, requests
+from pipelines.loader import (
+    Arrays,
+    BatchRows,
+    Loader,
+    event_batches,
+    pair_loader,
+    requests,
+    sequence_loader,
+)
 from pipelines.schema import (
     EVENT_KEYS,
     SEQUENCE_KEYS,
@@ -13,7 +21,7 @@ from pipelines.schema import (
     Split,
     check_batch,
 )
-from pipelines.transforms import Packed, best_fit, pack, windows
+from pipelines.transforms import Packed, best_fit, ladder, pack, windows
 
 
 def histories(seed=0, users=40, longest=30) -> Ragged:
@@ -168,6 +176,56 @@ def test_processes_share_the_global_batch():
     whole, parts = BatchRows(23, 6), [BatchRows(23, 6, process=p, processes=2) for p in (0, 1)]
     for i in range(whole.per_epoch):
         assert np.array_equal(whole[i], np.concatenate([p[i] for p in parts]))
+
+
+@pytest.mark.parametrize("scheme", ["next", "last", "cloze", "rest"])
+def test_short_histories_stand_in_narrow_rows_and_nothing_is_lost(scheme):
+    """An epoch over rows of several widths shows what one over wide rows does, segment by segment:
+    the same items, positions and targets."""
+    data = histories(users=60, longest=70)
+    widths = ladder(64, narrowest=4)
+    assert widths == (4, 16, 64) and ladder(50) == (50,) and ladder(2000) == (125, 500, 2000)
+
+    def seen(loader):
+        found, shapes = [], set()
+        for _ in range(loader.per_epoch):
+            batch = next(iter(loader))
+            shapes.add(batch["items"].shape)
+            keys = ("users", "items", "positions", "targets")
+            for row, segments in enumerate(batch["segments"]):
+                for s in range(1, segments.max() + 1):
+                    at = np.flatnonzero(segments == s)
+                    own = [batch[k][row][at] for k in keys[:3]]
+                    if scheme in ("last", "rest"):
+                        own.append(batch["targets"][row][batch["ends"][row] == at[-1]])
+                    else:
+                        own.append(batch["targets"][row][at])
+                    found.append(tuple(tuple(x.tolist()) for x in own))
+        return sorted(found), shapes
+
+    wide, one = seen(sequence_loader(split_of(data), 4, 64, scheme=scheme))
+    narrow, many = seen(sequence_loader(split_of(data), 4, 64, scheme=scheme, widths=widths))
+    assert narrow == wide and one == {(4, 64)} and many == {(64, 4), (16, 16), (4, 64)}
+    short = Ragged.of([[]] + [[1, 2, 3]] * 9)  # all of one width
+    loader = sequence_loader(split_of(short), 4, 64, scheme=scheme, widths=widths)
+    assert [x["items"].shape for x in loader.examples] == [(64, 4)]
+
+
+@pytest.mark.parametrize("widths", [(), (2, 8)])
+def test_batches_of_several_widths_resume_and_are_shared_as_those_of_one(widths):
+    split = split_of(histories())
+    make = lambda **own: sequence_loader(split, 4, 8, seed=1, widths=widths, **own)  # noqa: E731
+    first, second, halves = make(), make(), [make(process=p, processes=2) for p in (0, 1)]
+    for n in range(first.per_epoch + 3):
+        whole = next(iter(first))
+        parts = [next(iter(half)) for half in halves]
+        for k, x in whole.items():
+            np.testing.assert_array_equal(x, np.concatenate([part[k] for part in parts]))
+        if n == 4:
+            second.resume(first.place())
+        if n > 4:
+            again = next(iter(second))
+            assert all(np.array_equal(whole[k], again[k]) for k in whole)
 
 
 def test_resume_gives_the_very_next_batch():

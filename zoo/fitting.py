@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from checkpoints.store import Store, append_metrics, params_sha256
 from pipelines.loader import candidates, event_batches, pair_loader, sequence_loader
 from pipelines.schema import Split
+from pipelines.transforms import ladder
 from zoo import mesh as meshes
 from zoo.adapt import plan_of
 from zoo.encoders.small import Encoding, encoders
@@ -98,6 +99,8 @@ class Run:
         options = {"process": jax.process_index(), "processes": jax.process_count()}
         room = self.max_len + (known.targets == "cloze")  # the guess stands behind the history
         options |= {} if graph else {"length": room, "scheme": known.targets}
+        plain = s.dispatch == 1 and self.recommender.draw is undrawn  # a step, without the scan
+        options |= {"widths": ladder(room)} if plain and not graph else {}
         make = partial(pair_loader if graph else sequence_loader, self.split, s.batch, **options)
         per_epoch = make(seed=s.seed).per_epoch
         self.steps = s.epochs * per_epoch if s.steps is None else s.steps
@@ -105,9 +108,7 @@ class Run:
         if refresh:
             self.steps, self.every = (-(-x // refresh) * refresh for x in (self.steps, self.every))
         stack = math.gcd(self.steps, self.every, refresh or s.dispatch or per_epoch)
-        if s.dispatch == 1 and self.recommender.draw is undrawn:
-            stack = None  # a plain step, without the scan
-        self.loader = make(seed=s.seed, stack=stack)
+        self.loader = make(seed=s.seed, stack=None if plain else stack)
 
     def validate(self, params: Any) -> dict[str, float]:
         """Full-ranking metrics on the validation events."""

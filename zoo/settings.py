@@ -22,7 +22,7 @@ class Settings:
     steps: int | None = None  # None: epochs x batches an epoch
     flops: float | None = None  # in place of steps: as many as make this of their matrix products
     epochs: int = 40
-    batch: int = 32  # packed rows a step
+    batch: int = 32  # packed rows a step; of long models as many columns in narrower rows, too
     rate: float = 2e-3
     warmup: int = 0
     schedule: str = "constant"

@@ -46,18 +46,27 @@ class Stepper:
             graft(self.shapes.params, start, names)  # what does not fit is told before compiling
         self.shardings = meshes.shardings(self.shapes, mesh)
         self._traced = self._trace()
-        self.flops = matmul_flops(self._traced.jaxpr) / (self.stack or 1)  # of a step
+        shares = zip(self.loader.shares, self._traced.values(), strict=True)
+        mean = sum(share * matmul_flops(traced.jaxpr) for share, traced in shares)
+        self.flops = mean / (self.stack or 1)  # of a step
 
-    def _trace(self) -> Any:
+    def _trace(self) -> dict[tuple[int, ...], Any]:
+        """The step, by the shape of the batches' items."""
         make = make_step if self.stack is None else make_dispatch
         step = make(self.recommender, self.optimizer, self.seed)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
-        return jitted.trace(self.abstract(), self.catalogue, self._place(self.loader.example))
+        examples = [self._place(example) for example in self.loader.examples]
+        state = self.abstract()
+        return {x["items"].shape: jitted.trace(state, self.catalogue, x) for x in examples}
 
     @cached_property
     def step(self) -> Callable:
-        """The one executable of the run, made when it is first asked for."""
-        return self._traced.lower().compile()
+        """The one executable of the run, made when it is first asked for; of batches of several
+        widths one each, behind a function that takes the right one."""
+        made = {shape: traced.lower().compile() for shape, traced in self._traced.items()}
+        if len(made) == 1:
+            return next(iter(made.values()))
+        return lambda state, catalogue, x: made[x["items"].shape](state, catalogue, x)
 
     def compile(self) -> None:
         """Make the executable now: before a clock starts."""
