@@ -337,7 +337,8 @@ def test_one_event_at_a_time_with_lora_and_adapter():
     recommender = stacked()[1]
     params = shaken(shaken(made(recommender, "sasrec"), "lora"), "adapter")
     index, batch = recommender.index(params, model("sasrec")[1]), asked()
-    extend, memory = jax.jit(recommender.incremental.extend), recommender.incremental.begin(4)
+    extend = jax.jit(recommender.incremental.extend)
+    memory = recommender.incremental.begin(index, 4)
     for n in range(3):
         query, memory = extend(params, index, memory, batch["items"][:, n])
     whole = jax.jit(recommender.encode)(params, index, {**batch, "query": np.full(4, 2, np.int32)})

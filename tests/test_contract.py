@@ -173,17 +173,19 @@ def test_missing_modality_is_masked(name):
     np.testing.assert_array_equal(a, b)
 
 
-GROWING = [("sasrec", {"layers": 2}), ("esasrec", {}), ("hstu", {"time_bias": "none", "layers": 2})]
+GROWING = [("sasrec", {"layers": 2}), ("esasrec", {})]
+GROWING += [("hstu", {"time_bias": bias, "layers": 2}) for bias in ("none", "self")]
 
 
 @pytest.mark.parametrize("name,fields", GROWING)
 def test_reading_one_event_at_a_time_gives_the_same_query(name, fields):
     recommender, params = made(name, **fields)
     index, batch = recommender.index(params, world()[0]), asked()
-    extend, memory = jax.jit(recommender.incremental.extend), recommender.incremental.begin(8)
+    extend = jax.jit(recommender.incremental.extend)
+    memory = recommender.incremental.begin(index, 8)
     encode = jax.jit(recommender.encode)
     for n in range(4):
-        query, memory = extend(params, index, memory, batch["items"][:, n])
+        query, memory = extend(params, index, memory, batch["items"][:, n], batch["times"][:, n])
         whole = encode(params, index, {**batch, "query": np.full(8, n, np.int32)})
         reached = batch["query"] >= n
         np.testing.assert_allclose(query[reached], whole[reached], atol=1e-5)
@@ -221,8 +223,27 @@ def test_models_whose_past_changes_are_not_incremental():
     index = recommender.index(params, world()[0])
     with pytest.raises(ValueError, match="encoded again"):
         recommender.incremental.extend(
-            params, index, recommender.incremental.begin(1), jnp.ones(1, jnp.int32)
+            params, index, recommender.incremental.begin(index, 1), jnp.ones(1, jnp.int32)
         )
+
+
+def test_hstu_reading_its_own_times_hears_when_things_happened():
+    """The memory keeps the times: other gaps are another query, another start is not."""
+    recommender, params = made("hstu", time_bias="self", layers=2)
+    index, batch = recommender.index(params, world()[0]), asked()
+    extend = jax.jit(recommender.incremental.extend)
+
+    def read(times):
+        memory = recommender.incremental.begin(index, 8)
+        for n in range(3):
+            query, memory = extend(params, index, memory, batch["items"][:, n], times[:, n])
+        return np.asarray(query)
+
+    plain = read(batch["times"])
+    np.testing.assert_allclose(read(batch["times"] + 3600), plain, atol=1e-6)
+    assert np.abs(read(batch["times"] // 1000) - plain).max() > 1e-4
+    with pytest.raises(ValueError, match="has no 'times'"):
+        extend(params, index, recommender.incremental.begin(index, 8), batch["items"][:, 0])
 
 
 @by_case

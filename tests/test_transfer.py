@@ -387,6 +387,28 @@ def test_a_model_that_reads_times_asks_for_them(tmp_path):
         session.append(str(data.dataset.item_ids[5]))
 
 
+def test_a_session_of_an_hstu_that_asks_at_its_own_times_reads_each_event_once(tmp_path):
+    data = zoo.load_data(shop("a", 0))
+    fields = {"width": 16, "layers": 2, "max_len": 4, "negatives": 8, "time_bias": "self"}
+    zoo.fit("hstu", data, tmp_path / "run", SETTINGS, **fields)
+    bundle = zoo.from_pretrained(tmp_path / "run")
+    history = [str(x) for x in data.dataset.item_ids[1:7]]
+    times = [1.7e9 + gap for gap in (0.0, 60.5, 3600.0, 1e6, 1e7, 5e7)]
+    session = bundle.session()
+    for n, (item, time) in enumerate(zip(history, times, strict=True), 1):
+        session.append(item, time)
+        assert session.reads_once == (n <= 4)
+        grown, whole = session.recommend(3), bundle.recommend(history[:n], 3, times[:n])
+        assert [x.item for x in grown] == [x.item for x in whole]
+        assert [x.score for x in grown] == pytest.approx([x.score for x in whole], abs=1e-4)
+    with pytest.raises(DataError, match="expected the history oldest first"):
+        session.append(history[0], 1.0)
+    fresh = bundle.session()
+    with pytest.raises(ValueError, match="give the times"):
+        fresh.append(history[0])
+    assert not fresh.history, "an event that could not be read is not kept"
+
+
 def test_a_session_of_scanned_layers_reads_its_history_again(tmp_path):
     data = zoo.load_data(shop("a", 0))
     fields = {"width": 8, "layers": 2, "max_len": 8, "scan": True}

@@ -53,11 +53,12 @@ class Incremental(NamedTuple):
 
     After the same events `extend` gives the query that `encode` gives, at the cost of one event.
     A memory holds as many events as the model has positions: the caller counts (serve.Session).
-    `extend` raises ReadAgain where its parameters, such as those that read times, rule it out.
+    `times` are seconds since the first event, int32 [b], for models that read them. `extend` raises
+    ReadAgain where its parameters rule it out, such as those that read the time of the target.
     """
 
-    begin: Callable[..., Any]  # (b) -> memory of b empty histories
-    extend: Callable[..., tuple[Any, Any]]  # (params, index, memory, items [b]) -> query, memory
+    begin: Callable[..., Any]  # (index, b) -> memory of b empty histories
+    extend: Callable[..., tuple[Any, Any]]  # (params, index, memory, items [b], times) -> query, m.
 
 
 class Recommender(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 from checkpoints.bundle import Bundle, load_bundle
 from checkpoints.hub import resolve
 from pipelines.loader import requests
-from pipelines.schema import DataError, Dataset, Ragged, Split
+from pipelines.schema import DataError, Dataset, Ragged, Split, seconds
 from zoo.end_to_end import end_to_end
 from zoo.models import build
 from zoo.models.fusion import fuse
@@ -69,7 +69,7 @@ class Pretrained:
         if reader is None:
             return None
         try:
-            first = reader.begin(1), jnp.ones(1, jnp.int32)
+            first = reader.begin(self.index, 1), jnp.ones(1, jnp.int32), jnp.zeros(1, jnp.int32)
             jax.eval_shape(reader.extend, self.params, self.index, *first)
         except ReadAgain:
             return None
@@ -228,13 +228,13 @@ def _codes(bundle: Bundle) -> dict[str, dict]:
 class Session:
     """One user's history while it grows. Where the model is `incremental` an event is read once,
     until the history has outgrown the model's positions; then, and for other models (and such as
-    read times), the newest events are encoded again for every list.
+    read the times of what came next), the newest events are encoded again for every list.
     """
 
     def __init__(self, bundle: Pretrained):
         self.bundle, self.history, self.times = bundle, [], []
         self._reader = bundle.reader
-        self._memory = None if self._reader is None else self._reader.begin(1)
+        self._memory = None if self._reader is None else self._reader.begin(bundle.index, 1)
         self._query = None
 
     @property
@@ -244,16 +244,22 @@ class Session:
 
     def append(self, item: str, time: float | None = None) -> None:
         """One more event, by the catalogue's own id; time: in seconds, for models that read it, and
-        then of every event. DataError for an unknown id, or where some events have no time."""
+        then of every event. DataError for an unknown id, where some events have no time, and where
+        times go back; ValueError for a model that reads times and is given none."""
         b = self.bundle
         if self.history and (time is None) != (not self.times):
             raise DataError(
                 f"{len(self.times)} of {len(self.history)} events so far have a time: give one "
                 "with every event, or with none."
             )
+        if self.times and time < self.times[-1]:
+            raise DataError(
+                f"{time} is before {self.times[-1]}; expected the history oldest first."
+            )
         ids = jnp.asarray(b.numbers([item]), jnp.int32)
         if self._reader is not None and len(self.history) < b.max_len:
-            self._query, self._memory = b._extend(b.params, b.index, self._memory, ids)
+            clock = None if time is None else seconds(np.array([time - (self.times or [time])[0]]))
+            self._query, self._memory = b._extend(b.params, b.index, self._memory, ids, clock)
         self.history.append(str(item))  # last: an event that could not be read is not kept
         self.times += [] if time is None else [time]
 

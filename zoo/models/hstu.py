@@ -33,13 +33,17 @@ TIME_BIASES = ("auto", "target", "self", "none")
 
 
 def bucket(seconds: Array) -> Array:
-    """int32: floor(ln(max(1, |seconds|)) / 0.301), at most 128: a day is 37."""
+    """uint8: floor(ln(max(1, |seconds|)) / 0.301), at most 128: a day is 37.
+
+    One byte, as [b,l,l] of them are kept for the gradient of every layer.
+    """
     logs = jnp.log(jnp.maximum(jnp.abs(seconds), 1).astype(jnp.float32)) / 0.301
-    return jnp.clip(logs.astype(jnp.int32), 0, BUCKETS - 1)
+    return jnp.clip(logs.astype(jnp.int32), 0, BUCKETS - 1).astype(jnp.uint8)
 
 
 class Layer(nn.Module):
-    """One block; `length` is the longest history n. distance, times int[b,l,l], mask [b,1,l,l].
+    """One block; `length` is the longest history n. distance int[1,l,l], times uint8[b,l,l] of
+    `bucket`, mask bool[b,1,l,l].
 
     With `memory` {key, value [b,n,h,e], at} x is one new column, and the new memory comes, too.
     """
@@ -85,8 +89,10 @@ class HSTUTrunk(nn.Module):
     """Item vectors of packed histories to states [b,l,d].
 
     time_bias: `target` (row i is asked at the time of its target, as published), `self` (at its
-    own time), `none`, or `auto`: `target` where the data of the first batch have times.
-    Raises ValueError when a trunk that reads times is given a batch without.
+    own time, so a new event changes no row before it and the history can be read one event at a
+    time), `none`, or `auto`: `target` where the data of the first batch have times.
+    Raises ValueError when a trunk that reads times is given a batch without, and ReadAgain when
+    one that asks at the time of the target is given a memory.
     """
 
     max_len: int = 50
@@ -117,14 +123,14 @@ class HSTUTrunk(nn.Module):
         memory: Memory | None = None,
     ) -> Array | tuple[Array, Memory]:
         if memory is not None:
-            batch = next_column(memory)
+            batch = {**batch, **next_column(memory)}
         check_fits(batch, self.max_len)
         positions = Table(self.max_len, x.shape[-1], name="positions")()
         x = x * jnp.sqrt(x.shape[-1]).astype(x.dtype)
         x = x + jnp.take(positions, batch["positions"], axis=0, mode="clip")
         x = x * (batch["segments"] > 0)[:, :, None]
         x = nn.Dropout(self.embedding_dropout, name="dropout")(x, deterministic=not train)
-        times, (mask, distance) = self._times(batch, memory), self._places(batch, memory)
+        (times, clock), (mask, distance) = self._times(batch, memory), self._places(batch, memory)
         widths = (self.heads, self.qk_width, self.v_width)
         kept: Memory = {}
         for name in self._names():
@@ -134,7 +140,7 @@ class HSTUTrunk(nn.Module):
             else:
                 so_far = {"at": memory["at"], **memory[name]}
                 x, kept[name] = layer(x, mask, distance, times, train, so_far)
-        return x if memory is None else (x, {"at": memory["at"] + 1, **kept})
+        return x if memory is None else (x, {"at": memory["at"] + 1, **clock, **kept})
 
     def _names(self) -> list[str]:
         return [f"layer_{i}" for i in range(self.layers)]
@@ -155,16 +161,20 @@ class HSTUTrunk(nn.Module):
         del width
         sizes = {"key": self.qk_width, "value": self.v_width}
         zeros = {k: jnp.zeros((b, self.max_len, self.heads, e)) for k, e in sizes.items()}
-        return {"at": jnp.zeros(b, jnp.int32), **{name: zeros for name in self._names()}}
+        clock = {"times": jnp.zeros((b, self.max_len), jnp.int32)}
+        clock = clock if self.time_bias == "self" else {}
+        at = {"at": jnp.zeros(b, jnp.int32)}
+        return {**at, **clock, **{name: zeros for name in self._names()}}
 
-    def _times(self, batch: dict[str, Array], memory: Memory | None) -> Array | None:
-        """Buckets of the time from item j to when row i is asked, int32 [b,l,l]."""
+    def _times(self, batch: dict[str, Array], memory: Memory | None) -> tuple[Array | None, Memory]:
+        """Buckets of the time from item j to when row i is asked, uint8 [b,i,j], once for all
+        layers; and what a memory keeps of the times."""
         if not self._reads_times(batch):
-            return None
-        if memory is not None:
+            return None, {}
+        if memory is not None and self.time_bias != "self":
             raise ReadAgain(
                 "this hstu reads times: a new event changes when the rows before it are asked, so "
-                "the history has to be encoded again."
+                "the history has to be encoded again (time_bias='self' asks each row at its own)."
             )
         if "times" not in batch:
             raise ValueError(
@@ -173,7 +183,9 @@ class HSTUTrunk(nn.Module):
                 "time_bias='none'."
             )
         asked = batch["times" if self.time_bias == "self" else "target_times"]
-        return bucket(asked[:, :, None] - batch["times"][:, None, :])
+        clock = {} if memory is None else {"times": remembered(memory, "times", batch["times"])}
+        happened = clock.get("times", batch["times"])
+        return bucket(asked[:, :, None] - happened[:, None, :]), clock
 
     def _reads_times(self, batch: dict[str, Array]) -> bool:
         """`auto` is settled when the parameters are made, and then stands in them."""

@@ -96,12 +96,14 @@ def sequential(
     def match(params, index, query, ids):
         return dot_match(objective.items(index["table"]), query, ids)
 
-    def begin(b):
+    def begin(index, b):
+        del index
         return trunk.empty(b, items.width)
 
-    def extend(params, index, memory, ids):
+    def extend(params, index, memory, ids, times=None):
         x = jnp.take(index["table"], ids, axis=0)[:, None]
-        h, memory = trunk.apply({"params": params["trunk"]}, x, {}, False, memory)
+        batch = {} if times is None else {"times": times[:, None]}
+        h, memory = trunk.apply({"params": params["trunk"]}, x, batch, False, memory)
         return objective.scaled(h[:, 0]), memory
 
     grows = reading is next_item and getattr(trunk, "causal", False)
