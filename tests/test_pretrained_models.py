@@ -180,6 +180,29 @@ def test_the_future_changes_nothing(name, stage):
     np.testing.assert_allclose(*(encode(params, index, b) for b in (batch, other)), atol=1e-6)
 
 
+@by_case
+def test_reading_one_event_at_a_time_gives_the_same_query(name, stage):
+    """Also where nothing in the history so far has a modality, and where it comes later."""
+    recommender, params = made(name, stage)
+    catalogue, batch = world()[0], asked()
+    first = np.unique(batch["items"][:, 0])
+    image = catalogue["present"]["image"].copy()
+    image[first] = False
+    catalogue = {**catalogue, "present": {**catalogue["present"], "image": image}}
+    if stage == "finetune":  # else an ID is heard in every stream
+        catalogue["popularity"] = np.where(image, catalogue["popularity"], 0)
+    index, encode = jit(recommender.index)(params, catalogue), jit(recommender.encode)
+    extend, memory = jit(recommender.incremental.extend), recommender.incremental.begin(index, 8)
+    silent = 0
+    for n in range(4):
+        query, memory = extend(params, index, memory, batch["items"][:, n])
+        whole = encode(params, index, {**batch, "query": np.full(8, n, np.int32)})
+        reached = batch["query"] >= n
+        np.testing.assert_allclose(query[reached], whole[reached], atol=1e-5)
+        silent += int(np.sum(~np.any(np.asarray(query).reshape(8, -1, 8), axis=2)))
+    assert reached.any() and (silent > 0) == (name == "mp4sr")
+
+
 @pytest.mark.parametrize("combine", ["sum", "concat"])
 @pytest.mark.parametrize("stage", ["pretrain", "transductive"])
 def test_unisrec_masks_what_is_missing(stage, combine):

@@ -28,7 +28,7 @@ from zoo.contrast import cmcl, nip
 from zoo.experts import Content, present, read, wanted
 from zoo.layers import Stack, Table, Trunk
 from zoo.objectives import Objective
-from zoo.recommender import Recommender
+from zoo.recommender import Incremental, Recommender
 from zoo.retrieval import dot_match
 from zoo.scorer import scorer
 
@@ -181,7 +181,20 @@ def mp4sr(
     def match(params, index, query, ids):
         return dot_match(index["table"], query, ids)
 
-    return scorer(init, pretrain if stage == "pretrain" else finetune, index, encode, match)
+    def begin(index, b):
+        m = index["inputs"].shape[1]
+        return {"read": trunk.empty(m * b, width), "heard": jnp.zeros((b, m), bool)}
+
+    def extend(params, index, memory, ids, times=None):
+        del times
+        heard = memory["heard"] | jnp.take(index["there"], ids, axis=0)
+        x = jnp.moveaxis(jnp.take(index["inputs"], ids, axis=0), 1, 0).reshape(-1, 1, width)
+        h, read = trunk.apply({"params": params["trunk"]}, x, {}, False, memory["read"])
+        h = losses.normalise(jnp.moveaxis(h.reshape(-1, len(ids), width), 0, 1)) * heard[..., None]
+        return h.reshape(len(ids), -1) / temperature, {"read": read, "heard": heard}
+
+    value, grows = pretrain if stage == "pretrain" else finetune, Incremental(begin, extend)
+    return scorer(init, value, index, encode, match, incremental=grows)
 
 
 def _joined(x: Array, there: Array) -> Array:
@@ -190,9 +203,10 @@ def _joined(x: Array, there: Array) -> Array:
 
 
 def _heard(there: Array, segments: Array, ends: Array) -> Array:
-    """bool[b,s,m]: does the segment that ends there hold an item with the modality?"""
+    """bool[b,s,m]: does the segment hold, up to there, an item with the modality?"""
     own = jnp.take_along_axis(segments, ends, axis=1)
     inside = (own[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
+    inside &= jnp.arange(segments.shape[1])[None, None, :] <= ends[:, :, None]
     return jnp.any(inside[..., None] & there[:, None], axis=2)
 
 
