@@ -134,12 +134,13 @@ def unpacked(batch: dict, width: int) -> dict[str, np.ndarray]:
     return out
 
 
+OFFICIAL = {"official": True}  # padding as published: in the model, whatever stands in the row
 CERTAIN = {"bert4rec": {"last": 1.0}, "hstu": {"embedding_dropout": 0.0}}  # no chance in the loss
 
 
-@by_name
-def test_packing_and_padding_change_nothing(name):
-    recommender, params = made(name, objective="ce", **CERTAIN.get(name, {}))
+@pytest.mark.parametrize("name,official", [*((n, {}) for n in LEARNED), ("bsarec", OFFICIAL)])
+def test_packing_and_padding_change_nothing(name, official):
+    recommender, params = made(name, objective="ce", **CERTAIN.get(name, {}), **official)
     together = training(name)
     alone = unpacked(together, LENGTH + 3)
     if name == "two_tower":  # users by row number, the same in both

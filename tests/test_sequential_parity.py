@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.models.bsarec import Block, BSARecTrunk, lowpass
+from zoo.models.bsarec import Block, BSARecTrunk, lowpass, windows
 from zoo.models.hstu import HSTUTrunk, bucket
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -177,6 +177,41 @@ def bsarec_trunk(d: dict) -> dict:
 
 
 TRUNK = BSARecTrunk(10, 2, 2, C, ALPHA, 4, 0.0)
+OFFICIAL = BSARecTrunk(10, 2, 2, C, ALPHA, 4, 0.0, official=True)
+
+
+def test_official_bsarec_from_histories_to_the_published_scores(bsarec):
+    """All of it on padded rows, given as requests give them: the items first, padding behind."""
+    params, seq = {"params": bsarec_trunk(bsarec)}, bsarec["seq"]
+    count = (seq > 0).sum(1)
+    ids = np.stack([np.roll(row, n - 10) for row, n in zip(seq, count, strict=True)])
+    x = jnp.asarray(bsarec["w_item_weight"][ids]) + (ids == 0)[:, :, None]  # which none may read
+    batch = {"segments": (ids > 0).astype(np.int32), "query": count - 1}
+    x, rows, column = windows(10).ask({}, x, batch)
+    np.testing.assert_array_equal(x, bsarec["w_item_weight"][seq])
+    h = OFFICIAL.apply(params, x, rows)
+    np.testing.assert_allclose(h, bsarec["out_block1"], atol=2e-3)  # -1e4 costs them digits
+    real = seq[:, :, None] > 0
+    np.testing.assert_allclose(
+        np.where(real, h, 0), np.where(real, bsarec["out_block1"], 0), atol=1e-4
+    )
+    scores = h[np.arange(3), column] @ bsarec["w_item_weight"][1:].T
+    np.testing.assert_allclose(scores, bsarec["out_scores"], atol=1e-4)
+    packed = TRUNK.apply(params, x, rows)
+    assert np.abs(packed[1, -1] - h[1, -1]).max() > 1e-2, "padding makes a difference"
+    np.testing.assert_allclose(packed[0], h[0], atol=1e-5)
+
+
+def test_official_bsarec_cuts_packed_rows_into_windows():
+    segments = np.array([[1, 1, 1, 2, 2, 0, 0]], np.int32)
+    x = jnp.arange(1, 8, dtype=jnp.float32)[None, :, None]
+    batch = {"segments": segments, "ends": np.array([[2, 4, 0]]), "targets": np.array([[7, 8, 0]])}
+    rows, places, columns, targets = windows(4).learn({}, x, batch, None)
+    np.testing.assert_array_equal(rows[:2, :, 0], [[0, 1, 2, 3], [0, 0, 4, 5]])
+    np.testing.assert_array_equal(places["segments"][:2], [[0, 1, 1, 1], [0, 0, 1, 1]])
+    assert columns.tolist() == [[3]] * 3 and targets.tolist() == [[7], [8], [0]]
+    with pytest.raises(ValueError, match="histories of up to 7 events for a model of 4"):
+        windows(4).ask({}, x, {"segments": segments, "query": np.array([6])})
 
 
 def bsarec_twin(p: dict, x: np.ndarray) -> np.ndarray:

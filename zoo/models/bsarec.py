@@ -13,7 +13,7 @@ import numpy as np
 
 from zoo.items import Items
 from zoo.layers import Attention, FeedForward, Table, check_fits, segment_mask
-from zoo.models.sequential import sequential
+from zoo.models.sequential import Reading, next_item, sequential
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
 
@@ -74,8 +74,8 @@ class BSARecTrunk(nn.Module):
     """Item vectors of packed prefixes to states [b,l,d].
 
     Positions count back from the newest item of a segment (a left-padded window's), so one
-    segment is one prefix. Padding never enters the filter: the preset with padding in it is a
-    row of one segment.
+    segment is one prefix. Padding never enters the filter, unless `official`: then a row is one
+    left-padded prefix (`windows`), padding has positions, and enters the filter as items do.
     """
 
     max_len: int = 50
@@ -86,25 +86,62 @@ class BSARecTrunk(nn.Module):
     multiplier: int = 4
     dropout: float = 0.5
     dtype: jnp.dtype = jnp.float32
+    official: bool = False
 
     @nn.compact
     def __call__(self, x: Array, batch: dict[str, Array], train: bool = False) -> Array:
-        segments, column = batch["segments"], jnp.arange(x.shape[1])
-        same = segments[:, :, None] == segments[:, None, :]
-        later = jnp.sum(same & (column[:, None] < column[None, :])[None], axis=-1)
         check_fits(batch, self.max_len)
+        real = batch["segments"] > 0
+        later, mixing, mask = self._places(batch["segments"], real)
         positions = Table(self.max_len, x.shape[-1], name="positions")()
         x = x + jnp.take(positions, self.max_len - 1 - later, axis=0, mode="clip")
-        x = nn.LayerNorm(EPSILON, name="norm")(x) * (segments > 0)[:, :, None]
+        x = nn.LayerNorm(EPSILON, name="norm")(x)
+        x = x if self.official else x * real[:, :, None]
         x = nn.Dropout(self.dropout, name="dropout")(x, deterministic=not train)
-        weights = jnp.asarray(lowpass(self.max_len, self.c))
-        distance = jnp.abs(column[:, None] - column[None, :])
-        mixing = jnp.where(same, jnp.take(weights, distance, mode="clip")[None], 0.0)
-        mask = segment_mask(segments)
         fields = (self.heads, self.alpha, self.multiplier, self.dropout, self.dtype)
         for i in range(self.layers):
             x = Block(*fields, name=f"block_{i}")(x, mask, mixing, train)
         return x
+
+    def _places(self, segments: Array, real: Array) -> tuple[Array, Array, Array]:
+        """Columns between each and the newest [b,l], the low-pass [b,l,l], who sees whom."""
+        column, mask = jnp.arange(segments.shape[1]), segment_mask(segments)
+        same = segments[:, :, None] == segments[:, None, :]
+        weights = jnp.asarray(lowpass(self.max_len, self.c))
+        distance = jnp.abs(column[:, None] - column[None, :])
+        mixing = jnp.take(weights, distance, mode="clip")[None]
+        if self.official:  # their -1e4 on every key of a padding row leaves its softmax as it was
+            later = jnp.broadcast_to(column[::-1][None], segments.shape)
+            return later, jnp.broadcast_to(mixing, same.shape), mask | ~real[:, None, :, None]
+        later = jnp.sum(same & (column[:, None] < column[None, :])[None], axis=-1)
+        return later, jnp.where(same, mixing, 0.0), mask
+
+
+def windows(length: int) -> Reading:
+    """Every prefix of packed rows in a row of its own, left-padded to `length` with zeros.
+
+    x [b,l,d] becomes [b s,length,d] for the s segments a row may hold: what the published code
+    computes, and several times what packed rows take.
+    """
+
+    def cut(x, batch, ends):
+        columns = ends[:, :, None] + jnp.arange(1 - length, 1)[None, None, :]
+        take = jax.vmap(lambda rows, at: jnp.take(rows, at, axis=0, mode="clip"))
+        segments = take(batch["segments"], columns)
+        own = (columns >= 0) & (segments == segments[:, :, -1:]) & (segments > 0)
+        x = jnp.where(own[..., None], take(x, columns), 0)
+        flat = {"segments": own.reshape(-1, length).astype(jnp.int32)}
+        return x.reshape(-1, length, x.shape[-1]), flat, jnp.full(ends.size, length - 1)
+
+    def learn(params, x, batch, key):
+        x, rows, column = cut(x, batch, batch["ends"])
+        return x, rows, column[:, None], batch["targets"].reshape(-1, 1)
+
+    def ask(params, x, batch):
+        check_fits(batch, length)
+        return cut(x, batch, batch["query"][:, None])
+
+    return next_item._replace(learn=learn, ask=ask)
 
 
 def bsarec(
@@ -125,15 +162,20 @@ def bsarec(
     fuse: str = "sum",
     hidden: int = 0,
     modality_dropout: float = 0.0,
+    official: bool = False,
     dtype: str = "float32",
 ) -> Recommender:
     """c: the lowest c//2 + 1 frequencies count as low; alpha: weight of the filter.
 
-    Fields not named here are those of Items and Objective.
+    official: padding takes part in the filter, as in the published code (`windows`): other scores
+    from the same weights, so it belongs to a checkpoint. Fields not named here are those of Items
+    and Objective.
     """
-    trunk = BSARecTrunk(max_len, layers, heads, c, alpha, multiplier, dropout, jnp.dtype(dtype))
+    sizes = (max_len, layers, heads, c, alpha, multiplier, dropout)
+    trunk = BSARecTrunk(*sizes, jnp.dtype(dtype), official)
     return sequential(
         Items(width, items, modalities, fuse, hidden, modality_dropout),
         trunk,
         Objective(objective, negatives, 0.75, similarity, temperature),
+        windows(max_len) if official else next_item,
     )
