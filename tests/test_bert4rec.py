@@ -9,7 +9,7 @@ from zoo.models import build
 from zoo.models.bert4rec import cloze, hidden_columns
 
 RATE, LAST, LENGTH = 0.2, 0.3, 50
-SEGMENTS = np.repeat(np.array([[1] * 20 + [2] * 15 + [3] * 9 + [0] * 6], np.int32), 400, 0)
+SEGMENTS = np.repeat(np.array([[1] * 20 + [2] * 15 + [3] * 9 + [0] * 6], np.int32), 2000, 0)
 NEWEST = (19, 34, 43)
 
 
