@@ -165,6 +165,30 @@ def test_the_future_changes_nothing(name, items):
 
 
 @by_name
+def test_of_a_long_history_the_newest_events_are_read(name):
+    """requests cut a history to its newest events, whose clock starts anew; a batch that was not
+    cut is refused by what has positions."""
+    recommender, params = made(name)
+    index, encode = recommender.index(params, world()[0]), jax.jit(recommender.encode)
+    rng = np.random.default_rng(4)
+    rows = np.stack([rng.permutation(N_ITEMS)[: LENGTH + 3] + 1 for _ in range(4)])
+    clock = np.cumsum(rng.integers(1, 9**6, rows.shape), axis=1)
+
+    def ask(kept, length=LENGTH):
+        histories = replace(Ragged.of(list(rows[:, kept])), times=clock[:, kept].reshape(-1))
+        return requests(histories, np.arange(1, 5, dtype=np.int32), length)
+
+    long, newest, oldest = (
+        encode(params, index, ask(kept)) for kept in (slice(None), slice(3, None), slice(LENGTH))
+    )
+    np.testing.assert_array_equal(long, newest)
+    assert np.abs(long - oldest).max() > 1e-4
+    if name != "two_tower":  # a set has no positions
+        with pytest.raises(ValueError, match="for a model of .* positions: cut them"):
+            recommender.encode(params, index, ask(slice(None), LENGTH + 3))
+
+
+@by_name
 def test_missing_modality_is_masked(name):
     recommender, params = made(name)
     catalogue = world()[0]

@@ -180,6 +180,48 @@ def test_the_future_changes_nothing(name, stage):
     np.testing.assert_allclose(*(encode(params, index, b) for b in (batch, other)), atol=1e-6)
 
 
+@by_loss
+def test_sharded_equals_one_device(name, stage):
+    """Also where a batch is contrasted with itself, and the noise of the gates is the same."""
+    catalogue, batch, _ = world()
+    recommender, params = made(name, stage)
+    (loss, _), grads = compiled(name, stage)(params, catalogue, batch, jax.random.key(2))
+    mesh = meshes.make_mesh(4, 2)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, meshes.shardings(params, mesh))
+        rows = jax.sharding.NamedSharding(mesh, jax.P(("data", "model")))
+        what = placed, jax.device_put(catalogue, rows), meshes.shard_batch(batch, mesh)
+        step = jit(jax.value_and_grad(recommender.loss, has_aux=True))
+        (loss_s, _), grads_s = step(*what, jax.random.key(2))
+    np.testing.assert_allclose(loss_s, loss, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grads_s, grads)
+
+
+@by_loss
+def test_bfloat16_runs(name, stage):
+    catalogue, batch, _ = world()
+    params, key = made(name, stage)[1], jax.random.key(0)
+    (plain, _), _ = compiled(name, stage)(params, catalogue, batch, key)
+    (loss, _), grads = compiled(name, stage, dtype="bfloat16")(params, catalogue, batch, key)
+    assert loss.dtype == jnp.float32 and loss != plain
+    np.testing.assert_allclose(loss, plain, rtol=2e-2)
+    assert all(g.dtype == jnp.float32 and np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+@by_case
+def test_of_a_long_history_the_newest_events_are_read(name, stage):
+    recommender, params = made(name, stage)
+    index, encode = jit(recommender.index)(params, world()[0]), jit(recommender.encode)
+    rows = np.random.default_rng(3).integers(1, N_ITEMS, (4, LENGTH + 3))
+    users = np.arange(1, 5, dtype=np.int32)
+    ask = lambda rows, length=LENGTH: requests(Ragged.of(list(rows)), users, length)  # noqa: E731
+    long, newest = (encode(params, index, ask(r)) for r in (rows, rows[:, 3:]))
+    np.testing.assert_array_equal(long, newest)
+    assert np.abs(long - encode(params, index, ask(rows[:, :LENGTH]))).max() > 1e-3
+    with pytest.raises(ValueError, match="for a model of 8 positions: cut them"):
+        recommender.encode(params, index, ask(rows, LENGTH + 3))
+
+
 @by_case
 def test_reading_one_event_at_a_time_gives_the_same_query(name, stage):
     """Also where nothing in the history so far has a modality, and where it comes later."""

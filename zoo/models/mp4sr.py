@@ -26,7 +26,7 @@ from zoo import losses
 from zoo.augment import complementary_mixup, drop_items
 from zoo.contrast import cmcl, nip
 from zoo.experts import Content, present, read, wanted
-from zoo.layers import Stack, Table, Trunk
+from zoo.layers import Stack, Table, Trunk, check_fits
 from zoo.objectives import Objective
 from zoo.recommender import Incremental, Recommender
 from zoo.retrieval import dot_match
@@ -174,6 +174,7 @@ def mp4sr(
         return {"table": table, "inputs": x, "there": there, "valid": catalogue["valid"]}
 
     def encode(params, index, batch):
+        check_fits(batch, max_len)  # the trunk reads rows that have lost their query
         x, there = (jnp.take(index[k], batch["items"], axis=0) for k in ("inputs", "there"))
         h = states(params, x, there, batch, batch["query"][:, None])
         return h.reshape(len(h), -1) / temperature
