@@ -79,6 +79,12 @@ def test_the_guess_stands_behind_the_newest_item_and_sees_nothing_later(end):
     assert rows["positions"][0, end + 1] == end + 1
 
 
+@pytest.mark.parametrize("shares", [{"rate": 0.0}, {"rate": 1.1}, {"last": -0.1}, {"last": 2.0}])
+def test_shares_that_are_none_are_refused(shares):
+    with pytest.raises(ValueError, match="expected a share of items to hide above 0"):
+        build("bert4rec", **shares)
+
+
 def test_by_gradient_the_guess_reads_all_of_the_history_and_not_the_future():
     recommender = build("bert4rec", width=8, layers=1, max_len=6, dropout=0.0)
     catalogue = {"valid": np.arange(16) > 0, "popularity": np.ones(16, np.float32)}

@@ -49,8 +49,13 @@ def cloze(rate: float, last: float, newest: int | None = None) -> Reading:
     """Hide and guess; when asked, the vector that hides stands behind the newest item.
 
     newest: the position of a history's last column, from which the others count back; None: they
-    count from the first, 0.
+    count from the first, 0. Raises ValueError unless 0 < rate <= 1 and 0 <= last <= 1.
     """
+    if not (0 < rate <= 1 and 0 <= last <= 1):
+        raise ValueError(
+            f"rate is {rate}, last {last}: expected a share of items to hide above 0 and at most "
+            "1 (it also makes the room for what is guessed), and a share of rows from 0 to 1."
+        )
 
     def placed(batch):
         if newest is None:
