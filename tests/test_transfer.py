@@ -409,6 +409,25 @@ def test_a_session_of_an_hstu_that_asks_at_its_own_times_reads_each_event_once(t
     assert not fresh.history, "an event that could not be read is not kept"
 
 
+@pytest.mark.parametrize(
+    "name,fields,once", [("mp4sr", {"layers": 2}, True), ("bsarec", {"official": True}, False)]
+)
+def test_a_session_gives_the_lists_of_its_history(name, fields, once, tmp_path):
+    """Beyond the positions, too. MP4SR reads every stream once; BSARec, whose filter looks ahead,
+    all of it again."""
+    data = zoo.load_data(shop("a", 0), HASHED)
+    settings = zoo.Settings(steps=2, batch=4, evaluate_every=2)
+    zoo.fit(name, data, tmp_path, settings, width=8, max_len=4, **fields)
+    bundle = zoo.from_pretrained(tmp_path)
+    session, history = bundle.session(), [str(x) for x in data.dataset.item_ids[1:7]]
+    for n, item in enumerate(history, 1):
+        session.append(item)
+        assert session.reads_once == (once and n <= 4)
+        grown, whole = session.recommend(3), bundle.recommend(history[:n], 3)
+        assert [x.item for x in grown] == [x.item for x in whole]
+        assert [x.score for x in grown] == pytest.approx([x.score for x in whole], abs=1e-4)
+
+
 def test_a_session_of_scanned_layers_reads_its_history_again(tmp_path):
     data = zoo.load_data(shop("a", 0))
     fields = {"width": 8, "layers": 2, "max_len": 8, "scan": True}
