@@ -79,6 +79,21 @@ def test_the_guess_stands_behind_the_newest_item_and_sees_nothing_later(end):
     assert rows["positions"][0, end + 1] == end + 1
 
 
+def test_aligned_right_the_guess_always_stands_at_the_last_position():
+    """In training the newest item of every segment, when asked what hides behind the history."""
+    reading = cloze(RATE, LAST, newest=9)
+    params = {"hidden": {"table": jnp.ones((1, 2))}}
+    segments = np.array([[1, 1, 1, 2, 2, 0]], np.int32)
+    batch = {"segments": segments, "targets": segments, "items": segments}
+    _, rows, _, _ = reading.learn(params, jnp.ones((1, 6, 2)), batch, jax.random.key(0))
+    assert rows["positions"][0, :5].tolist() == [7, 8, 9, 8, 9]
+    asked = {"segments": np.array([[1, 1, 1, 0]], np.int32), "query": np.array([2], np.int32)}
+    _, rows, column = reading.ask(params, jnp.ones((1, 4, 2)), asked)
+    assert rows["positions"][0, :4].tolist() == [6, 7, 8, 9] and column.tolist() == [3]
+    with pytest.raises(ValueError, match="unknown align 'middle'"):
+        build("bert4rec", align="middle")
+
+
 @pytest.mark.parametrize("shares", [{"rate": 0.0}, {"rate": 1.1}, {"last": -0.1}, {"last": 2.0}])
 def test_shares_that_are_none_are_refused(shares):
     with pytest.raises(ValueError, match="expected a share of items to hide above 0"):

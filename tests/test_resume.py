@@ -9,8 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+
+import zoo
+from pipelines.sources import from_arrays
+from zoo.fitting import Run
+from zoo.mesh import make_mesh
 
 STEPS, EVERY = 60, 6
 
@@ -82,3 +88,32 @@ def test_another_run_in_the_same_folder_is_refused(folder, tmp_path):
     done = subprocess.run(other, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert "seed is 0 there, 1 here" in done.stderr and "--out" in done.stderr
+
+
+def test_rows_of_several_widths_have_an_executable_each_and_resume(tmp_path):
+    """A few long histories among short ones; stopped half-way the run ends as one that was not."""
+    rng = np.random.default_rng(1)
+    lengths = [240, 250, *rng.integers(5, 20, 120)]
+    rows = {"users": np.repeat(np.arange(len(lengths)), lengths)}
+    rows["items"] = np.concatenate([rng.permutation(300)[:n] for n in lengths])
+    rows["times"] = np.concatenate([np.arange(n) for n in lengths])
+    data = zoo.load_data(from_arrays(**rows, name="tail"))
+    catalogue = data.catalogue()
+    settings = zoo.settings_for("sasrec", steps=8, batch=2, evaluate_every=4)
+    fields = {"width": 8, "layers": 1, "max_len": 256}
+    mesh = make_mesh(1)
+    with jax.set_mesh(mesh):
+        stepper = Run("sasrec", fields, data.split, catalogue, settings, mesh).stepper
+    shapes = [x["items"].shape for x in stepper.loader.examples]
+    assert shapes == [(8, 64), (2, 256)]
+    how = (data, tmp_path / "run", settings, mesh)
+
+    def stop(step, steps, metrics):
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        zoo.fit("sasrec", *how, stop, **fields)
+    broken = zoo.fit("sasrec", *how, **fields)[0]
+    whole = zoo.fit("sasrec", data, None, settings, mesh, **fields)[0]
+    assert broken.params_sha256 == whole.params_sha256 and broken.steps == 8
