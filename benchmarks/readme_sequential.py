@@ -50,8 +50,29 @@ def length() -> str:
         cells = [rows[name, n] for n in lengths]
         cells = [f"{x['cpu_ms']:,.0f}, {x['peak_mib']:,.0f}" for x in cells]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    how = f"`{told['command']}`; {told['hardware']['cpu']}, {told['cores']} cores, commit "
-    return "\n".join([*lines, "", how + told["commit"] + "."])
+    return "\n".join([*lines, "", _measured(told), *_tails(told.get("tails"))])
+
+
+def _measured(told: dict) -> str:
+    machine = f"{told['hardware']['cpu']}, {told['cores']} cores"
+    return f"`{told['command']}`; {machine}, commit {told['commit']}."
+
+
+def _tails(told: dict | None) -> list[str]:
+    """Histories of many lengths, in rows of one width and of several."""
+    if told is None:
+        return []
+    lines = ["", "| an epoch of histories of many lengths, processor s | rows of one width | of "
+             "several | ratio (range) |", "|---|---|---|---|"]  # fmt: skip
+    for row in told["rows"]:
+        one, several = (row[f"{how}_cpu_ms"] / 1e3 for how in ("one", "several"))
+        low, high = row["range"]
+        cells = f"{one:.1f} | {several:.1f} | {row['ratio']:.2f} ({low:.2f} to {high:.2f})"
+        lines.append(f"| {row['model']}, up to {row['length']:,} events | {cells} |")
+    row = told["rows"][0]
+    widths = ", ".join(map(str, row["widths"]))
+    how = f"{row['mean_length']:.0f} events on average; rows of {widths}. {_measured(told)}"
+    return [*lines, "", how]
 
 
 def transfer() -> str:
