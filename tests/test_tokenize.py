@@ -265,6 +265,26 @@ def test_the_shell_makes_rec_ids(run, tmp_path, capsys, monkeypatch):
     assert {len(v) for v in index.values()} == {3}
 
 
+def test_the_shell_takes_mini_batches(tmp_path, capsys, monkeypatch):
+    """zoo tokenize --batch --steps fits what fit_residual does with them, and no other method."""
+    from zoo import api
+
+    world, out = shop(60), tmp_path / "ids.json"
+    monkeypatch.setattr(api, "load_data", lambda path, options: world)
+    command = f"tokenize --data x --out {out} --json --levels 2 --size 8 --batch 16 --steps 40"
+    assert main(command.split()) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "rkmeans"
+    x = world.dataset.features["text"][1:]
+    found = np.load(f"{out}.npz")["codebooks"]
+    for steps, batch, same in ((40, 16, True), (25, 16, False), (40, None, False)):
+        wanted = fit_residual(x, 2, 8, steps=steps, batch=batch).codebooks
+        assert np.allclose(found, wanted, atol=1e-5) == same, (steps, batch)
+    assert main([*command.split(), "--method", "opq"]) == 2
+    assert "a batch is of residual k-means; the method is 'opq'" in capsys.readouterr().err
+    assert main([*command.split(), "--batch", "4"]) == 2
+    assert "looks at 4 rows a step for 8 centres" in capsys.readouterr().err
+
+
 def test_runs_that_cannot_be_tokenised_say_why(run, tmp_path):
     out = tmp_path / "x.json"
     with pytest.raises(ValueError, match="two sources of vectors: name one"):

@@ -83,8 +83,10 @@ def tokenize_command(argv: list[str]) -> int:
         """What makes colliding codes unique: digit, popularity, relocate, sinkhorn, none. None:
         popularity with a run, else digit."""
         seed: int = 0
-        steps: int = 3000
-        """rqvae: training steps."""
+        batch: int | None = None
+        """rkmeans: rows a step of mini-batch k-means; None: all of them."""
+        steps: int | None = None
+        """Of k-means a level, or with --batch so many batches (25); rqvae: of training (3000)."""
         hidden: tuple[int, ...] = (512, 256, 128)
         """rqvae: widths of the encoder's hidden layers; the decoder's are the same, turned."""
         width: int = 32

@@ -31,6 +31,7 @@ from zoo.serve import Pretrained, from_pretrained
 METHODS = ("rkmeans", "pq", "opq", "rqvae")
 ROTATIONS = 10  # of OPQ
 BATCH = 1024  # of RQ-VAE
+STEPS = {"rqvae": 3000, "rkmeans": 25, "pq": 25, "opq": 25}
 WATCHED = 5  # evaluations in a row that say that a level has collapsed
 log = logging.getLogger("zoo")
 
@@ -45,7 +46,8 @@ def tokenize(
     resolver: str | None = None,
     seed: int = 0,
     run: Pretrained | str | Path | None = None,
-    steps: int = 3000,
+    batch: int | None = None,
+    steps: int | None = None,
     hidden: tuple[int, ...] = (512, 256, 128),
     width: int = 32,
     balance: float = 0.0,
@@ -57,21 +59,25 @@ def tokenize(
 
     modality: whose features are the vectors, None: text; run: a run or bundle whose item vectors
     to take instead. method: residual k-means, product quantisation, that with learned rotations,
-    or an RQ-VAE; steps (rounded up to whole epochs), hidden, width, balance (Sinkhorn's epsilon of
-    the last level, 0: off) and teacher are of the RQ-VAE. teacher: a run whose item vectors its
-    ids shall follow, of that width (letter.py). resolver:
-    what makes colliding codes unique (semantic_ids.resolve), None: `popularity` of a run's
-    vectors, else `digit`. mesh: over which residual k-means spreads the vectors. Returns the
+    or an RQ-VAE. batch: rows a step of residual k-means, None for all of them. steps: of k-means a
+    level (with `batch` so many batches), None: 25; of the RQ-VAE, rounded up to whole epochs, None:
+    3000. hidden, width, balance (Sinkhorn's epsilon of the last level, 0: off) and teacher are of
+    the RQ-VAE. teacher: a run whose item vectors its ids shall follow, of that width (letter.py).
+    resolver: what makes colliding codes unique (semantic_ids.resolve), None: `popularity` of a
+    run's vectors, else `digit`. mesh: over which residual k-means spreads the vectors. Returns the
     quality report, of the codes before collisions are resolved. Raises ValueError for an unknown
-    name, for vectors that are not finite or too few, for a run of other items or of another split,
-    and for one without item vectors.
+    name, for an option of another method, for vectors that are not finite or too few, for a run of
+    other items or of another split, and for one without item vectors.
     """
     if method not in METHODS:
         raise unknown("unknown method", method, METHODS)
     if method != "rqvae" and (teacher is not None or balance):
         raise ValueError(f"a teacher and a balance are of the RQ-VAE; the method is '{method}'.")
+    if method != "rkmeans" and batch is not None:
+        raise ValueError(f"a batch is of residual k-means; the method is '{method}'.")
+    steps = STEPS[method] if steps is None else steps
     if steps < 1:
-        raise ValueError(f"steps is {steps}; expected at least 1 step of the RQ-VAE.")
+        raise ValueError(f"steps is {steps}; expected at least 1 step.")
     if run is None:
         data, rows, x, told = _content(data, modality or "text")
     else:
@@ -81,7 +87,7 @@ def tokenize(
         module = RQVAE(x.shape[1], hidden, width, levels, size, balance=balance)
         made = _by_rqvae(x, module, steps, seed, _letter(data, teacher, rows))
     else:
-        made = _by_codebooks(x, method, levels, size, seed, mesh)
+        made = _by_codebooks(x, method, levels, size, seed, steps, batch, mesh)
     counts = np.bincount(data.split.train.values, minlength=dataset.n_items + 1)[rows]
     settled = resolve(made.codes, resolver, made.apart, counts)
     if resolver != "none":
@@ -141,13 +147,20 @@ def _served(
 
 
 def _by_codebooks(
-    x: np.ndarray, method: str, levels: int, size: int, seed: int, mesh: Mesh | None
+    x: np.ndarray,
+    method: str,
+    levels: int,
+    size: int,
+    seed: int,
+    steps: int,
+    batch: int | None,
+    mesh: Mesh | None,
 ) -> Quantised:
     if method == "rkmeans":
-        fitted = quantize.fit_residual(x, levels, size, seed, mesh=mesh)
+        fitted = quantize.fit_residual(x, levels, size, seed, steps, batch=batch, mesh=mesh)
     else:
         rotations = ROTATIONS * (method == "opq")
-        fitted = quantize.fit_product(x, levels, size, seed, rotations=rotations)
+        fitted = quantize.fit_product(x, levels, size, seed, steps, rotations=rotations)
     return by_codebooks(fitted, x)
 
 
