@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from pipelines import codes as coding_files
-from pipelines.loader import requests
+from pipelines.loader import event_batches, requests
 from pipelines.schema import DataError, Ragged
 from pipelines.synthetic import world as made_world
 from pipelines.transforms import pack
 from zoo import api, coding
 from zoo import mesh as meshes
-from zoo.evaluation import evaluate
+from zoo.evaluation import evaluate, top_lists
 from zoo.models import MODELS, build
 from zoo.models.mql4grec import merged
 from zoo.optim import optimizer
@@ -573,6 +573,30 @@ def test_trained_saved_and_loaded_back_it_gives_the_same_lists(tmp_path):
     for item in bundle.item_ids[1:4]:
         session.append(item)
     assert [line.item for line in session.recommend(5)] == [line.item for line in lines]
+
+
+@by_name
+def test_a_bundle_of_every_model_gives_the_lists_of_the_fitted_one(name, tmp_path):
+    made = made_world(n_items=60, n_users=40, length=(4, 6)).dataset
+    words, files = np.stack([np.arange(60) // 8, np.arange(60) % 8], axis=1), []
+    for spelling in (words, words[::-1])[: 1 + (name == "mql4grec")]:
+        files.append(f"{tmp_path}/codes{len(files)}.json")
+        coding_files.write_index(files[-1], coding_files.from_array(spelling), made.item_ids)
+    data, vectors = api.load_data(made, api.DataOptions(codes=",".join(files))), None
+    if name.startswith("mmgrec"):
+        vectors, plain = tmp_path / "sage", api.load_data(made)
+        untrained = api.settings_for("graphsage", steps=0)
+        api.fit("graphsage", plain, vectors, untrained, width=8, hidden=8)
+    fields = {**PARALLEL, "size": 16} if name == "rpg" else SMALL
+    given = {"settings": api.settings_for(name, steps=0), "vectors": vectors, **fields}
+    fitted, seen = api.fit(name, data, tmp_path / "run", **given)
+    bundle = api.from_pretrained(tmp_path / "run")
+    batches = list(event_batches(seen.split.test, LENGTH, 64))
+    ours, theirs = (
+        top_lists(x.recommender, x.params, x.catalogue, batches, 5) for x in (fitted, bundle)
+    )
+    np.testing.assert_array_equal(ours, theirs)
+    assert len(np.unique(ours)) > 5
 
 
 def test_on_a_mesh_the_lists_are_the_same():
