@@ -236,6 +236,8 @@ def tested(experiment: dict, fitted, seen) -> dict:
     unmasked = api.evaluate(fitted, seen, mask=False)
     lost = {"without": without_each(fitted, seen)} if experiment.get("knockouts") else {}
     lost |= {"test_strings": by_string(fitted, seen)} if experiment.get("strings") else {}
+    fields = experiment.get("fields", {})
+    lost |= spelled_in_vain(experiment["model"], fields, fitted, seen)
     return {
         "test": test.metrics,
         "test_unmasked": unmasked.metrics,
@@ -262,6 +264,20 @@ def without_each(fitted, data) -> dict[str, dict[str, float]]:
         nameless = knock_out_parameters(fitted.params, r"items/id/table")
         found["id"] = told(replace(fitted, params=nameless))
     return found
+
+
+def spelled_in_vain(model: str, chosen: dict, fitted, data) -> dict[str, float]:
+    """{invalid_share} on the test events of a model whose search is held to nothing, else {}."""
+    from pipelines.loader import event_batches
+    from zoo.evaluation import invalid_share
+    from zoo.models import fields
+
+    known = {k: default for k, (_, default) in fields(model).items()} | chosen
+    if known.get("held", True):
+        return {}
+    batches = event_batches(data.split.test, fitted.max_len)
+    asked = (fitted.recommender, fitted.params, fitted.catalogue, batches, known["beam"])
+    return {"invalid_share": invalid_share(*asked)}
 
 
 def alike(codes: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from pipelines.synthetic import world as made_world
 from pipelines.transforms import pack
 from zoo import api, coding
 from zoo import mesh as meshes
-from zoo.evaluation import evaluate, top_lists
+from zoo.evaluation import evaluate, invalid_share, top_lists
 from zoo.models import MODELS, build
 from zoo.models.mql4grec import merged
 from zoo.optim import optimizer
@@ -458,6 +458,20 @@ def test_a_free_search_loses_what_it_spells_in_vain():
     for wrong in ({"shared": True}, {"held": False}):
         with pytest.raises(ValueError, match="among='all'"):
             build("mmgrec", **wrong)
+
+
+def test_the_share_of_words_that_nobody_has_is_told():
+    words = 8**3
+    for name, beam, share in (("mmgrec_official", words, 1 - (N - 1) / words), ("mmgrec", 8, 0)):
+        recommender, params, catalogue, _ = made(name, beam=beam)
+        assert invalid_share(recommender, params, catalogue, [asked()], beam) == share
+    recommender, params, catalogue, _ = made("mmgrec_official", beam=256)
+    batch = asked() | {"weight": np.float32([0, 0, 0, 1, 1, 1])}
+    index, free = jax.jit(recommender.index)(params, catalogue), {**batch}
+    free["exclude"] = batch["exclude"] * 0
+    items = jax.jit(recommender.recommend, static_argnums=3)(params, index, free, 256)[0]
+    told = invalid_share(recommender, params, catalogue, [batch], 256)
+    assert 0 < told < 1 and told == np.mean(np.asarray(items)[3:] == 0)
 
 
 def drawn(name: str, seed: int) -> dict[str, np.ndarray]:

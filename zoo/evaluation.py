@@ -246,6 +246,21 @@ def top_lists(
     return np.concatenate(lists)
 
 
+def invalid_share(
+    recommender: Recommender,
+    params: Params,
+    catalogue: Catalogue,
+    batches: Iterable[dict[str, np.ndarray]],
+    beam: int,
+) -> float:
+    """Share of the `beam` words that a search ends with which name no item of the catalogue; what
+    an item of the history has names one. Searches held to the codes that exist have none, if there
+    are `beam` items. Expects a word an item: several items of one word count for several words."""
+    unmasked = ({k: v for k, v in batch.items() if k != "exclude"} for batch in batches)
+    lists = top_lists(recommender, params, catalogue, unmasked, beam)
+    return float(np.mean(lists == 0))
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _recommend(recommender, k, params, index, batch):
     return recommender.recommend(params, index, batch, k)
