@@ -64,8 +64,22 @@ def test_schedules():
     assert cosine(0) == 0 and cosine(10) == pytest.approx(1.0)
     assert cosine(60) == pytest.approx(0.5, abs=1e-6) and cosine(110) == pytest.approx(0.0)
     assert schedule("constant", 0.3, 10)(7) == pytest.approx(0.3)
-    with pytest.raises(ValueError, match="cosine, linear"):
+    with pytest.raises(ValueError, match="cosine, linear, inverse-sqrt"):
         schedule("step", 1.0, 10)
+
+
+def test_the_inverse_square_root_is_flat_over_the_warmup():
+    """TIGER's: .01 for 10,000 steps, then .01 sqrt(10,000 / step), whatever the length."""
+    rate = schedule("inverse-sqrt", 0.01, 200_000, warmup=10_000)
+    assert [float(rate(i)) for i in (0, 1, 10_000)] == pytest.approx([0.01] * 3)
+    for i in (10_001, 40_000, 200_000):
+        assert rate(i) == pytest.approx(0.01 * (10_000 / i) ** 0.5)
+    bare = schedule("inverse-sqrt", 2.0, 10)
+    assert [float(bare(i)) for i in (0, 1, 4)] == pytest.approx([2.0, 2.0, 1.0])
+    grads = jax.tree.map(jnp.ones_like, PARAMS)
+    early = step(optimizer(1e-2, 100, 50, "inverse-sqrt"), grads)
+    constant = step(optimizer(1e-2, 100), grads)
+    jax.tree.map(np.testing.assert_allclose, early, constant)
 
 
 def test_an_uncovered_name_is_an_error():

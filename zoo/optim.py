@@ -4,11 +4,12 @@ import re
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from zoo.mesh import path_name
 
-SCHEDULES = ("constant", "cosine", "linear")
+SCHEDULES = ("constant", "cosine", "linear", "inverse-sqrt")
 
 
 def match_names(tree, rules: Sequence[tuple[str, object]]):
@@ -28,9 +29,16 @@ def match_names(tree, rules: Sequence[tuple[str, object]]):
 
 
 def schedule(name: str, rate: float, steps: int, warmup: int = 0) -> optax.Schedule:
-    """Learning rate by step; `steps` counts the whole run, warm-up included."""
+    """Learning rate by step; `steps` counts the whole run, warm-up included.
+
+    The rate grows from 0 over the warm-up, but for `inverse-sqrt`, T5's and TIGER's: constant over
+    the warm-up and then rate * sqrt(warmup / step) (without one, rate / sqrt(step) from step 1).
+    """
     if name not in SCHEDULES:
         raise ValueError(f"schedule is '{name}'; expected one of {', '.join(SCHEDULES)}.")
+    if name == "inverse-sqrt":
+        flat = max(warmup, 1)
+        return lambda step: rate * jnp.sqrt(flat / jnp.maximum(step, flat))
     decay = max(steps - warmup, 1)
     main = {
         "constant": lambda: optax.constant_schedule(rate),

@@ -6,6 +6,10 @@ pass a user: a causal encoder over items, each the sum of its codes, and the dec
 place. With `user_tokens` rows a history also knows whose it is: users share the rows by their
 number modulo that, as in the paper, whose token before the history is here a vector added to each
 of its items, so that packed rows stay as they are; strangers have none.
+The paper trains 200,000 steps of 256 sequences at a rate of .01 that falls with the inverse square
+root after 10,000 (`--schedule inverse-sqrt --rate 0.01 --warmup 10000 --steps 200000`; a step here
+is of packed rows, each of several sequences). That is no default: with the zoo's Adam nobody has
+tried that rate, and the rows of the results name the settings that they were trained with.
 Train:  zoo train tiger --data amazon-beauty --codes letter_sid --out runs/tiger
 """
 
