@@ -391,6 +391,24 @@ def test_broken_parameters_are_told_and_ties_at_the_end_of_a_list_count_half():
         run(broken, (5,))
 
 
+def test_evaluation_asks_for_one_length_and_the_widest_tie_beyond_it():
+    recommender, params, catalogue, _ = made("tiger")
+    lengths = []
+
+    def recommend(params, index, batch, k):
+        lengths.append(k)
+        return jnp.zeros((len(batch["items"]), k), jnp.int32), jnp.zeros((len(batch["items"]), k))
+
+    batches = []
+    for rows in (slice(1, 7), slice(7, 9)):  # of two shapes
+        batches.append(asked(rows))
+        batches[-1]["positives"] = np.full((len(batches[-1]["items"]), 1), 40, np.int32)
+        batches[-1]["exclude"] = 0 * batches[-1]["exclude"]
+    watched = recommender._replace(recommend=recommend)
+    evaluate(watched, params, catalogue, batches, (5, 20))
+    assert lengths == [21, 21]  # items 7 and 8 share their codes
+
+
 def test_asking_everywhere_at_once_is_asking_prefix_by_prefix():
     recommender, params, catalogue, batch = made("tiger")
     loss, told = jax.jit(recommender.loss)(params, catalogue, batch, jax.random.key(0))

@@ -45,7 +45,10 @@ def evaluate(
     (then the others of the event are ignored); arrays follow the order of the result.
     candidates: who competes, all valid items if None; the model's view of items is unchanged.
     A model without `match` is asked for its max(ks) best: items that it does not list rank last,
-    and a tie within the list counts as one.
+    and a tie within the list counts as one. Where items share their codes it is asked for more, the
+    most items of one code less one, so that a tie at the last place is listed whole. A search whose
+    beam is narrower than that is as wide as that: 22 instead of 20 where three items share theirs,
+    the same for every batch. A model with a beam of 50, say, searches 50 wide here as when serving.
     mesh: batches go to it with rows over 'data'.
 
     Raises ValueError for an event without positive, a positive that is no candidate or that the
@@ -61,7 +64,7 @@ def evaluate(
     rows, pending = [], None
     count = partial(_dispatch, recommender, params, index, valid, mask, mesh, chunk)
     if recommender.match is None:
-        most = max(ks) + _widest_tie(index) - 1  # a tie at the last place is listed whole
+        most = max(ks) + _widest_tie(index) - 1
         count = partial(_listed, recommender, params, {**index, "valid": valid}, mask, mesh, most)
     for batch in batches:
         counted = count(batch)

@@ -157,7 +157,8 @@ def generative(
 ) -> Recommender:
     """speller(sizes) makes the module; causal: whether a place of a row hides what came later.
 
-    beam: prefixes kept in the search; k where more are asked for. history(catalogue or index,
+    beam: prefixes kept in the search; k where more are asked for, as evaluation does where items
+    share their codes (evaluation.py). history(catalogue or index,
     batch): what the module reads of a batch; keep: what of the catalogue that needs when serving.
     among: what probabilities sum to one over, in training and search alike: the codes that are
     `existing` behind a prefix, so that the decoder need not learn the catalogue by heart, or `all`.
