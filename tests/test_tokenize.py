@@ -17,7 +17,7 @@ from zoo.code_quality import quality
 from zoo.coding import coded
 from zoo.quantize import encode, fit_residual
 from zoo.rqvae import RQVAE
-from zoo.tokenize import _alarm, tokenize
+from zoo.tokenize import METHODS, _alarm, tokenize
 
 N = 30
 SMALL = {"method": "rqvae", "levels": 2, "size": 8, "hidden": (32,), "width": 8}
@@ -202,6 +202,19 @@ def test_codes_that_cannot_grow_say_why(run, tmp_path):
     other = replace(wide, dataset=replace(wide.dataset, source=source))
     with pytest.raises(ValueError, match="vectors of another space"):
         append_codes(other, new, out)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_vectors_that_no_method_can_read_are_named_by_their_item(tmp_path, method):
+    world, broken = shop(60), shop(60).dataset.features["text"].copy()
+    broken[5, 2] = np.nan
+    for features, size, message in (
+        (broken, 8, "features of 1 items hold NaN or infinity, the first 'item-4'"),
+        (world.dataset.features["text"], 61, "60 items with features cannot fill 61 codes a level"),
+    ):
+        dataset = replace(world.dataset, features={"text": features})
+        with pytest.raises(ValueError, match=message):
+            tokenize(replace(world, dataset=dataset), tmp_path / "x.json", method=method, size=size)
 
 
 def test_a_collapsed_level_is_told(caplog):

@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pipelines.codes import Codes, check_unique, from_array, letters_of, write_index
+from pipelines.codes import (
+    Codes,
+    check_unique,
+    check_vectors,
+    from_array,
+    letters_of,
+    write_index,
+)
 from pipelines.schema import Dataset
 from pipelines.words import category_of
 from zoo import quantize
@@ -82,6 +89,7 @@ def tokenize(
         data, rows, x, told = _content(data, modality or "text")
     else:
         rows, x, told = _served(data, run, modality)
+    check_vectors(x, np.ones(len(x), bool), data.dataset.item_ids[rows], size)
     dataset, resolver = data.dataset, resolver or ("digit" if run is None else "popularity")
     if method == "rqvae":
         module = RQVAE(x.shape[1], hidden, width, levels, size, balance=balance)
