@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import zoo
+from pipelines import synthetic
 from pipelines.codes import read_index
 from pipelines.schema import DataError
 from pipelines.sources import from_arrays
@@ -233,6 +234,32 @@ def test_codes_follow_a_teacher(run, tmp_path):
         tokenize(world, out, teacher=run, **more | {"width": 6})
     with pytest.raises(ValueError, match="are of the RQ-VAE; the method is 'rkmeans'"):
         tokenize(world, out, teacher=run)
+
+
+@pytest.mark.slow
+def test_the_shell_makes_codes_that_follow_a_teacher_and_trains_on_them(tmp_path, capsys):
+    """LETTER from end to end: zoo train sasrec, zoo tokenize --teacher, zoo train tiger --codes."""
+    folder = synthetic.save(synthetic.world(60, 60, length=(4, 6), image_size=8), tmp_path / "shop")
+
+    def told(command: str, out: str) -> dict:
+        assert main([*command.split(), "--data", str(folder), "--out", str(tmp_path / out)]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    small = "--json --model.width 16 --model.layers 1 --model.heads 2 --model.max-len 8 --batch 8"
+    told(f"train sasrec --steps 20 --evaluate-every 20 --rate 0.1 {small}", "teacher")
+    own = "tokenize --method rqvae --levels 2 --size 8 --hidden 16 --width 16 --steps 20 --json"
+    plain = told(own, "plain.json")
+    letter = told(f"{own} --teacher {tmp_path / 'teacher'}", "letter.json")
+    assert plain["items"] == letter["items"] > 40, "those that have words"
+    books = [np.load(tmp_path / f"{x}.json.npz")["codebooks"] for x in ("plain", "letter")]
+    assert np.abs(books[0] - books[1]).max() > 1e-5, "the teacher is heard"
+    few = f"{small} --steps 2 --evaluate-every 2 --model.decoder-layers 1 --model.inner 16"
+    told(f"train tiger {few} --codes {tmp_path / 'letter.json'}", "tiger")
+    bundle = zoo.from_pretrained(tmp_path / "tiger")
+    names = np.asarray(bundle.item_ids, object)
+    wanted = read_index(tmp_path / "letter.json", names, partial=True)
+    found = bundle.bundle.codes["codes.letter"][: len(names)]
+    np.testing.assert_array_equal(found, np.where(wanted.present[:, None], wanted.codes, -1))
 
 
 @pytest.fixture(scope="module")
