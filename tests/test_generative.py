@@ -1,5 +1,6 @@
 """Generative models: lists are the exact ranking, rows are causal, new items need no training."""
 
+import json
 from dataclasses import replace
 from functools import cache
 
@@ -11,6 +12,7 @@ import pytest
 from pipelines import codes as coding_files
 from pipelines.loader import event_batches, requests
 from pipelines.schema import DataError, Ragged
+from pipelines.sources import from_arrays
 from pipelines.synthetic import world as made_world
 from pipelines.transforms import pack
 from zoo import api, coding
@@ -547,6 +549,43 @@ def test_new_items_are_recommended_by_a_trained_model_as_it_is():
     for row, past in enumerate(np.asarray(before)):
         kept = [i for i in np.asarray(items)[row] if 0 < i <= N]
         assert [i for i in kept if i in past][:10] == past[:10].tolist()
+
+
+def test_the_log_counts_the_items_that_share_their_codes():
+    """Rows without codes are zeros, which are the codes of item 1: it shares them with nobody."""
+    found = coding_files.from_array([[0, 0], [1, 0], [1, 0], [2, 1], [0, 0]])
+    found.present[5] = False
+    told = coding.told("own", found, np.array([1, 2, 4, 5]))
+    assert "1 items have none" in told and "2 share theirs, 25.00% of test targets" in told
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "rpg"])
+def test_a_beam_that_keeps_nothing_is_refused(name):
+    with pytest.raises(ValueError, match="beam is 0; expected at least 1"):
+        build(name, beam=0)
+
+
+WORDS = {"x": ["<a_1>", "<b_2>"], "y": ["<a_3>", "<b_4>"]}
+
+
+@pytest.mark.parametrize(
+    "index, message",
+    [
+        ({"z": WORDS["x"], "y": WORDS["y"]}, "another catalogue"),
+        (WORDS | {"y": ["<a_1>", "b?"]}, "item 'y': 'b\\?' is no token"),
+        (WORDS | {"y": ["<a_1>"]}, "item 'y'.*levels a; the first item's are a-b"),
+        (WORDS | {"y": ["<a_1>", "<b_65536>"]}, "code 65536 does not exist"),
+    ],
+)
+def test_codes_of_a_file_that_cannot_be_are_refused(index, message, tmp_path):
+    """Through what `--codes FILE` does; items that share their codes are told, and go on."""
+    rows = {"users": ["u", "u"], "items": ["x", "y"], "times": [1, 2]}
+    data, path = from_arrays(**rows), tmp_path / "own.json"
+    path.write_text(json.dumps(WORDS | {"y": WORDS["x"]}))
+    assert coding.coded(data, str(path))["own"][0].codes[1:].tolist() == [[1, 2], [1, 2]]
+    path.write_text(json.dumps(index))
+    with pytest.raises(DataError, match=f"own.json.*{message}"):
+        coding.coded(data, str(path))
 
 
 def test_a_digit_has_room_for_new_items(tmp_path):

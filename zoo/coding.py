@@ -59,9 +59,9 @@ def coded(dataset: Dataset, wanted: str = "rkmeans", text: str = "lsa", seed: in
 
 def told(name: str, codes: Codes, targets: np.ndarray) -> str:
     """What a run's log says of its codes; targets: the items that the test asks for."""
-    _, group, size = np.unique(codes.codes, axis=0, return_inverse=True, return_counts=True)
-    shared = codes.present & (size[group.reshape(-1)] > 1)
-    shared[0] = False
+    shared, own = np.zeros(len(codes.codes), bool), codes.codes[codes.present]
+    _, group, size = np.unique(own, axis=0, return_inverse=True, return_counts=True)
+    shared[codes.present] = size[group.reshape(-1)] > 1
     return (
         f"codes {name}: {len(codes.present) - 1 - codes.present[1:].sum()} items have none and are "
         f"never listed; {shared.sum()} share theirs, {shared[targets].mean():.2%} of test targets"

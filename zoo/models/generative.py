@@ -164,6 +164,7 @@ def generative(
     `existing` behind a prefix, so that the decoder need not learn the catalogue by heart, or `all`.
     held: whether the search is held to the codes that exist; without, lists have gaps.
     """
+    check_beam(beam)
     if among not in ("existing", "all"):
         raise ValueError(f"among is '{among}'; expected 'existing' or 'all'.")
     if not held and among != "all":
@@ -246,6 +247,12 @@ def generative(
         return jnp.where(wanted[:, :, 0] >= 0, own, -jnp.inf)
 
     return Recommender(init, loss, index, recommend, score, encode, None, prepare=with_trie)
+
+
+def check_beam(beam: int) -> None:
+    """Raise ValueError for a search that keeps nothing; one may be wider than the catalogue."""
+    if beam < 1:
+        raise ValueError(f"beam is {beam}; expected at least 1 prefix to search from.")
 
 
 def existing(trie: tries.Trie, ids: Array) -> list[Array]:

@@ -24,7 +24,7 @@ from zoo.decode import generate
 from zoo.encoders.t5 import KeysValues, encoder_decoder
 from zoo.layers import init_normal, segment_mask
 from zoo.losses import mean
-from zoo.models.generative import Speller, existing
+from zoo.models.generative import Speller, check_beam, existing
 from zoo.recommender import Recommender
 
 Array = jax.Array
@@ -119,6 +119,7 @@ def mql4grec(
     beam: int = 20,
 ) -> Recommender:
     """ln p in every language, merged; fields are those of T5Stack, generate."""
+    check_beam(beam)
     sizes = {"heads": heads, "head_width": head_width, "width": width, "inner": inner}
     encoder, decoder = encoder_decoder(layers, decoder_layers, True, dropout, **sizes)
 
