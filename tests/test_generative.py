@@ -33,8 +33,8 @@ NAMES = [name for name, entry in MODELS.items() if entry.family == "generative"]
 SLOW = ("tiger_paper", "liger", "mql4grec", "mmgrec_official")
 
 
-def _timed(names: list[str]) -> list:
-    return [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in names]
+def _timed(names: list[str], slow: tuple[str, ...] = SLOW) -> list:
+    return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names]
 
 
 by_name = pytest.mark.parametrize("name", _timed(NAMES))
@@ -646,7 +646,7 @@ def test_trained_saved_and_loaded_back_it_gives_the_same_lists(tmp_path):
     assert [line.item for line in session.recommend(5)] == [line.item for line in lines]
 
 
-@by_name
+@pytest.mark.parametrize("name", _timed(NAMES, (*SLOW, "mmgrec")))  # with its graphsage
 def test_a_bundle_of_every_model_gives_the_lists_of_the_fitted_one(name, tmp_path):
     made = made_world(n_items=60, n_users=40, length=(4, 6)).dataset
     words, files = np.stack([np.arange(60) // 8, np.arange(60) % 8], axis=1), []
