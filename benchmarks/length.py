@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 from sequential import command, hardware
 
@@ -77,6 +78,8 @@ def tail(name: str, length: int) -> dict[str, float]:
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(4.0, 1.0, USERS).astype(int), 3, length)
     histories = Ragged.of([[], *(rng.integers(1, ITEMS, n) for n in lengths)])
+    clock = np.cumsum(rng.integers(1, 86400, len(histories.values))).astype(np.int64)
+    histories = replace(histories, times=clock)
     none = Events(np.zeros(0, np.int32), Ragged.of([]), Ragged.of([]))
     split = Split("leave-one-out", "loo-full-v1", histories, none, none, "x", ordered=True)
     catalogue = {"valid": np.arange(ITEMS) > 0, "popularity": np.ones(ITEMS, np.float32)}
@@ -151,8 +154,10 @@ def main() -> None:
     path, cores = RESULTS / "length.json", len(os.sched_getaffinity(0))
     told = {"command": command(), "hardware": hardware(), "cores": cores, "commit": COMMIT}
     if args.tails:
-        rows = [measured(name, max(args.lengths), "--tail") for name in MODELS]
-        print(json.dumps(rows, indent=1))
+        rows = []
+        for name in MODELS:
+            rows.append(measured(name, max(args.lengths), "--tail"))
+            print(rows[-1], flush=True)
         kept = json.loads(path.read_text())
         path.write_text(json.dumps({**kept, "tails": {**told, "rows": rows}}, indent=1))
         return None
