@@ -62,6 +62,13 @@ def carried(on: dict, more: dict, times: int = 1, **first) -> dict[str, dict]:
 
 TRANSFER: dict[str, dict] = {
     **{f"{k}-instruments": x for k, x in carried(INSTRUMENTS, {}).items()},
+    "unisrec-whole-instruments": {  # all of it is fine-tuned, not the items alone
+        "model": "unisrec",
+        **INSTRUMENTS,
+        "fields": {"stage": "scratch"},
+        "pretrain": {"settings": PRETRAIN, "of": "unisrec-instruments"},
+        "settings": TUNE,
+    },
     "sasrec-instruments": {
         "model": "sasrec",
         **INSTRUMENTS,

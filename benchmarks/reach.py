@@ -72,14 +72,16 @@ def pretrained(
     """The pretrained run that a seed starts from, and what it took.
 
     experiment["pretrain"]: settings, and `data`, the folders beside this one's (default: itself),
-    or `objective`: the encoders alone (those of its `encoding`, else the experiment's), by the
-    content of these items.
+    `of`, the experiment that pretrains alike, whose run is taken where it is kept, or `objective`:
+    the encoders alone (those of its `encoding`, else the experiment's), by the content of these
+    items.
     """
     from zoo import api
     from zoo.pretraining import SETTINGS, pretrain_content
 
     plan = experiment["pretrain"]
-    folder = Path(out or tempfile.mkdtemp()) / "pretrained"
+    kept = out and out.with_name(f"{plan['of']}-{seed}") if "of" in plan else out
+    folder = Path(kept or tempfile.mkdtemp()) / "pretrained"
     if "objective" in plan:
         own = replace(SETTINGS, seed=seed, **plan["settings"])
         encoding = encoding_of({**experiment, **plan})

@@ -31,16 +31,15 @@ def best() -> str:
 
 
 def _runs() -> dict[str, list[dict]]:
-    """Split hash -> the finished experiments on it."""
+    """Split hash -> the finished experiments on it, and their controls."""
     found: dict[str, list[dict]] = {}
-    for path in [
-        *RESULTS.glob("*.json"),
-        *RESULTS.glob("graph/*.json"),
-        *RESULTS.glob("content/*.json"),
-    ]:
+    folders = ("", "graph/", "content/", "transfer/")
+    for path in (path for folder in folders for path in RESULTS.glob(f"{folder}*.json")):
         told = json.loads(path.read_text())
         if "experiment" in told:
-            found.setdefault(told["split_hash"], []).append(told)
+            own = found.setdefault(told["split_hash"], [])
+            controls = [row["control"] for row in told["rows"] if "control" in row]
+            own += [told, *([{**told, "rows": controls}] if controls else [])]
     return found
 
 
