@@ -20,7 +20,7 @@ class Settings:
     """How to train; a step is one batch of packed rows."""
 
     steps: int | None = None  # None: epochs x batches an epoch
-    flops: float | None = None  # in place of steps: as many as make this of their matrix products
+    flops: float | None = None  # in place of steps: a budget of operations, of matrix products
     epochs: int = 40
     batch: int = 32  # packed rows a step; of long models as many columns in narrower rows, too
     rate: float = 2e-3
