@@ -44,24 +44,24 @@ TUNE = {"epochs": 20, "batch": 64, "rate": 1e-3, "patience": 3}
 CARRIED = {"folder": "transfer", "options": {"text": "hashed"}, "knockouts": True}
 INSTRUMENTS = {"data": "amazon-instruments", **CARRIED}
 FILMS = {**CARRIED, "data": MOVIES["data"], "options": MOVIES["options"] | CARRIED["options"]}
-FEW = {"batch": 16, "patience": 6}  # a tenth of a shop's users
+SHORT = {"fields": {"max_len": 20}, "batch": 160}  # of films, whose histories are long
 SHOPS = ("amazon-beauty", "amazon-instruments")
 STAGES = {"mp4sr": "finetune", "unisrec": "transductive"}
 
 
-def carried(on: dict, more: dict, times: int = 1, **first) -> dict[str, dict]:
+def carried(on: dict, first: dict | None = None, times: float = 1.0, fields=(), **more) -> dict:
     """A row a model on one data set: with `times` as many epochs, settings in which `more` differs,
     pretrained on `first`."""
-    before, tune = ({**x, **more, "epochs": times * x["epochs"]} for x in (PRETRAIN, TUNE))
-    then = {"pretrain": {"settings": before, **first}, "settings": tune, "control": True}
+    before, tune = ({**x, **more, "epochs": round(times * x["epochs"])} for x in (PRETRAIN, TUNE))
+    then = {"pretrain": {"settings": before, **(first or {})}, "settings": tune, "control": True}
     return {
-        model: {"model": model, **on, "fields": {"stage": stage}, **then}
+        model: {"model": model, **on, "fields": {"stage": stage, **dict(fields)}, **then}
         for model, stage in STAGES.items()
     }
 
 
 TRANSFER: dict[str, dict] = {
-    **{f"{k}-instruments": x for k, x in carried(INSTRUMENTS, {}).items()},
+    **{f"{k}-instruments": x for k, x in carried(INSTRUMENTS).items()},
     "unisrec-whole-instruments": {  # all of it is fine-tuned, not the items alone
         "model": "unisrec",
         **INSTRUMENTS,
@@ -74,10 +74,15 @@ TRANSFER: dict[str, dict] = {
         **INSTRUMENTS,
         "settings": {"epochs": 40, "rate": 2e-3, "evaluate_every": 100, "patience": 3},
     },
-    **{f"{k}-movies": x for k, x in carried(FILMS, FEW, 2).items()},
-    "sasrec-movies": {"model": "sasrec", **FILMS, "settings": MOVIES["settings"]},
+    **{f"{k}-movies": x for k, x in carried(FILMS, times=0.5, **SHORT).items()},
+    "sasrec-movies": {
+        "model": "sasrec",
+        **FILMS,
+        "fields": SHORT["fields"],
+        "settings": MOVIES["settings"],
+    },
     "unisrec-to-sports": {
-        **carried({"data": "amazon-sports", **CARRIED}, {}, data=SHOPS)["unisrec"],
+        **carried({"data": "amazon-sports", **CARRIED}, {"data": SHOPS})["unisrec"],
         "fields": {"stage": STAGES["unisrec"], "modalities": ("text",)},
     },
 }
