@@ -120,8 +120,10 @@ def _transfer_line(name: str, told: dict, rows: list[dict]) -> str:
 
 
 def _lost_line(name: str, rows: list[dict]) -> str:
-    whole, without = rows[0]["test"]["ndcg@10"], rows[0]["without"]
-    left = ", ".join(f"{m} {x['ndcg@10']:.4f}" for m, x in without.items())
+    mean = lambda of: sum(of(row) for row in rows) / len(rows)  # noqa: E731
+    whole, names = mean(lambda row: row["test"]["ndcg@10"]), rows[0]["without"]
+    lost = {m: mean(lambda row, m=m: row["without"][m]["ndcg@10"]) for m in names}
+    left = ", ".join(f"{m} {value:.4f}" for m, value in lost.items())
     return f"| {name} | {whole:.4f} | {left or '–'} |"
 
 

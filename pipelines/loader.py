@@ -164,8 +164,8 @@ def sequence_loader(
 ) -> Loader:
     """Packed training batches [batch, length] of the split's training histories (schema.py).
 
-    widths: ascending divisors of `length`, the last of them it: short histories stand in narrower
-    rows, batches of [batch length / width, width].
+    widths: ascending, the last of them `length` (transforms.ladder): short histories stand in
+    narrower rows, batches of [batch (length // width), width].
     """
     if len(widths) < 2:
         return Loader(Packed(split.train, length, scheme), batch, seed, **processes)

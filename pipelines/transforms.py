@@ -179,9 +179,9 @@ class Packed:
 
 
 def ladder(length: int, narrowest: int = 64) -> tuple[int, ...]:
-    """Widths of rows, ascending, each a quarter of the next one and a divisor of `length`."""
+    """Widths of rows, ascending, each a quarter of the next one, rounded down."""
     widths = [length]
-    while widths[0] % 4 == 0 and widths[0] // 4 >= narrowest:
+    while widths[0] // 4 >= narrowest:
         widths.insert(0, widths[0] // 4)
     return tuple(widths)
 

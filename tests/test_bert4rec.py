@@ -1,12 +1,18 @@
 """What BERT4Rec hides, what it is asked to guess, and where its guess stands."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import zoo
+from checkpoints.bundle import load_bundle
+from pipelines.sources import from_arrays
 from zoo.models import build
 from zoo.models.bert4rec import cloze, hidden_columns
+from zoo.serve import Pretrained
 
 RATE, LAST, LENGTH = 0.2, 0.3, 50
 SEGMENTS = np.repeat(np.array([[1] * 20 + [2] * 15 + [3] * 9 + [0] * 6], np.int32), 2000, 0)
@@ -92,6 +98,24 @@ def test_aligned_right_the_guess_always_stands_at_the_last_position():
     assert rows["positions"][0, :4].tolist() == [6, 7, 8, 9] and column.tolist() == [3]
     with pytest.raises(ValueError, match="unknown align 'middle'"):
         build("bert4rec", align="middle")
+
+
+def test_a_bundle_of_before_there_was_a_choice_counts_from_the_left(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = {"users": np.repeat(np.arange(20), 5), "items": rng.integers(0, 12, 100)}
+    data = zoo.load_data(from_arrays(**rows, times=np.tile(np.arange(5), 20), name="few"))
+    settings, small = zoo.settings_for("bert4rec", steps=1, batch=8), {"width": 8, "max_len": 8}
+    zoo.fit("bert4rec", data, tmp_path / "run", settings, **small)
+    bundle = load_bundle(tmp_path / "run" / "bundle")
+    found = Pretrained(bundle).recommend(["1", "2"], k=5)
+    config = {**bundle.config, "fields": {**bundle.config["fields"]}}
+    config["fields"].pop("align")
+    old = Pretrained(replace(bundle, config=config))
+    history = old.recommend(["1", "2"], k=5)
+    left = Pretrained(
+        replace(bundle, config={**config, "fields": {**config["fields"], "align": "left"}})
+    )
+    assert history == left.recommend(["1", "2"], k=5) != found
 
 
 @pytest.mark.parametrize("shares", [{"rate": 0.0}, {"rate": 1.1}, {"last": -0.1}, {"last": 2.0}])

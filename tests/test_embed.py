@@ -469,5 +469,10 @@ def test_sentences_are_rows_of_an_item_and_mp4sr_pools_them(dataset, bert, tmp_p
     assert api.evaluate(again, seen).metrics == own
     knocked = knock_out(fitted.catalogue, "text", "permute")
     assert not np.array_equal(knocked["rows"]["text"], np.asarray(fitted.catalogue["rows"]["text"]))
+    for wrong in ({"sentences": -1}, {"sentences": 2, "pooling": "layers"}):
+        with pytest.raises(ValueError, match="expected at least 0, and 0 with 'layers'"):
+            embed(many, bert, tmp_path / "wrong", **wrong)
+    width = {**rows.features, "text": np.zeros((N + 1, 0), np.float32)}
+    assert not rows_of(replace(rows, features=width))  # encoded by the model itself
     with pytest.raises(ValueError, match="sentences are rows of text; 'image' has one row an item"):
         content_of(dataset, bert, encoder(bert), "image", sentences=2)

@@ -16,6 +16,7 @@ import pytest
 import zoo
 from pipelines.sources import from_arrays
 from zoo.fitting import Run
+from zoo.flops import matmul_flops
 from zoo.mesh import make_mesh
 
 STEPS, EVERY = 60, 6
@@ -106,6 +107,9 @@ def test_rows_of_several_widths_have_an_executable_each_and_resume(tmp_path):
         stepper = Run("sasrec", fields, data.split, catalogue, settings, mesh).stepper
     shapes = [x["items"].shape for x in stepper.loader.examples]
     assert shapes == [(8, 64), (2, 256)]
+    each = [matmul_flops(stepper._traced[shape].jaxpr) for shape in shapes]
+    assert each[0] < stepper.flops < each[1] and sum(stepper.loader.shares) == 1
+    np.testing.assert_allclose(stepper.flops, np.dot(each, stepper.loader.shares))
     how = (data, tmp_path / "run", settings, mesh)
 
     def stop(step, steps, metrics):

@@ -162,17 +162,27 @@ def test_the_control_trains_from_nothing_for_as_many_operations(pretrained, tmp_
     words[words.index("transductive")] = "inductive"
     words[words.index(str(tmp_path / "fine"))] = str(tmp_path / "other")
     assert main(words) == 2 and "no counterpart without pretraining" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()  # told before anything was trained
+    words[words.index("inductive")] = "transductive"
+    words[words.index(str(tmp_path / "control"))] = str(tmp_path / "other")
+    assert main(words) == 2 and "--control and --out are both" in capsys.readouterr().err
     at = words.index("--graft")
     assert main(words[:at] + words[at + 2 :]) == 2 and "--graft" in capsys.readouterr().err
 
 
 def test_names_say_whose_place_a_parameter_takes(pretrained, tmp_path, caplog):
     data = zoo.load_data(shop("c", 2), HASHED)
-    names = names_of(["^items/text/experts=items/text/gone", "^trunk/positions="])
+    names = names_of(["^items/text/experts=", "^trunk/positions="])
     how = {"settings": SETTINGS, "graft": pretrained, "stage": "transductive", **SMALL}
     zoo.fit("unisrec", data, names=names, **how)
     fresh = caplog.text.split("fresh:")[1]
     assert "trunk/positions" in fresh and "items/text" in fresh and "trunk/stack" not in fresh
+    with pytest.raises(ValueError, match="the graft has no items/text/experts.* from items/gone"):
+        zoo.fit("unisrec", data, names=names_of(["items/text=items/gone"]), **how)
+    with pytest.raises(ValueError, match=r"the line of names items/tekst=x is found in no param"):
+        zoo.fit("unisrec", data, names=names_of(["items/tekst=x"]), **how)
+    with pytest.raises(ValueError, match="names are of a graft's parameters"):
+        zoo.fit("unisrec", data, settings=SETTINGS, names=names, **SMALL)
     with pytest.raises(ValueError, match="no line of a table"):
         names_of(["items/text"])
     with pytest.raises(ValueError, match="no regex and its replacement"):

@@ -82,6 +82,8 @@ def fit(
     Returns the fitted model and the data as the model saw it (content features included).
     """
     known = entry(model)
+    if names and graft is None:
+        raise ValueError("names are of a graft's parameters: name one (graft).")
     data = data if isinstance(data, Data) else load_data(data)
     _check_codes(model, data, chosen)
     if known.family == "floor":
@@ -124,6 +126,7 @@ def control(
     settings: Settings | None = None,
     mesh: Mesh | None = None,
     report=lambda step, steps, metrics: None,
+    vectors: Pretrained | str | Path | None = None,
     encoding: Encoding | None = None,
     **chosen: Any,
 ) -> tuple[Fitted, Data]:
@@ -134,15 +137,23 @@ def control(
     chooses. Raises ValueError for a graft that does not say its flops, and for a stage that cannot
     begin from nothing.
     """
-    before, chosen = flops_of(graft), from_nothing(model, chosen)
+    before, chosen = computed_before(model, graft, chosen), from_nothing(model, chosen)
+    own = settings or settings_for(model)
+    own = replace(own, steps=None, flops=before + fitted.flops, patience=ENDLESS)
+    more = {"vectors": vectors, "encoding": encoding}
+    return fit(model, data, out, own, mesh, report, **more, **chosen)
+
+
+def computed_before(model: str, graft: Pretrained | str | Path, chosen: dict[str, Any]) -> float:
+    """The flops of a graft. Raises ValueError where `control` would, before anything is trained."""
+    from_nothing(model, chosen)
+    before = flops_of(graft)
     if before is None:
         raise ValueError(
             "the graft does not say how much it computed, so that nothing can be trained as long: "
             "pretrain it anew."
         )
-    own = settings or settings_for(model)
-    own = replace(own, steps=None, flops=before + fitted.flops, patience=ENDLESS)
-    return fit(model, data, out, own, mesh, report, encoding=encoding, **chosen)
+    return before
 
 
 def _count(

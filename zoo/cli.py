@@ -113,18 +113,23 @@ def _fit(argv: list[str], command: str, names: list[str], **preset: Any) -> int:
     if (args.control or args.names) and not args.graft:
         raise ValueError("--control and --names are of a pretrained run: name it (--graft).")
     api.build(name, **chosen)  # bad fields are told before any data is read
+    names = names_of(args.names)
+    if args.control:
+        api.computed_before(name, args.graft, chosen)
+        if args.control.resolve() == args.out.resolve():
+            raise ValueError(f"--control and --out are both {args.out}: name another folder.")
     mesh = meshes.make_mesh(args.mesh.data, args.mesh.model)
     data = api.load_data([args.data, *args.more_data], args.options())
     with Bar(f"{command} {name}", args.select) as bar:
         settings = args.settings()
         more = {"graft": args.graft, "vectors": args.vectors, "adapt": args.adapt}
-        more |= {"encoding": args.encode, "names": names_of(args.names)}
+        more |= {"encoding": args.encode, "names": names}
         fitted, seen = api.fit(name, data, args.out, settings, mesh, bar, **more, **chosen)
     result = {"model": name, **_fitted(args.out, fitted, seen, args.select)}
     if args.control:
         own = (args.graft, fitted, args.control, settings, mesh)
         with Bar(f"control of {name}", args.select) as bar:
-            fitted, seen = api.control(name, data, *own, bar, args.encode, **chosen)
+            fitted, seen = api.control(name, data, *own, bar, args.vectors, args.encode, **chosen)
         result["control"] = _fitted(args.control, fitted, seen, args.select)
     return tell(result, args.json)
 

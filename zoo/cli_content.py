@@ -38,7 +38,7 @@ def embed_command(argv: list[str]) -> int:
         """wav2vec2: how much of a clip it hears."""
         sentences: int = 0
         """Text: above 0, as many rows an item at most, a sentence each, side by side: mp4sr and
-        unisrec pool them, other models read one long vector."""
+        unisrec (combine sum) pool them, other models read one long vector."""
         json: bool = False
 
     args = parse(EmbedArgs, argv, "embed", "items through an encoder")

@@ -71,6 +71,11 @@ def embed(
         raise ValueError(
             f"batch is {batch} on {jax.process_count()} processes; expected >= 1 on 1."
         )
+    if sentences < 0 or sentences and pooling == LAYERS:
+        raise ValueError(
+            f"sentences is {sentences} with pooling '{pooling}': expected at least 0, and 0 with "
+            f"'{LAYERS}', whose rows are layers."
+        )
     folder = Path(path) if is_own(Path(path)) else encoder_folder(path)
     reading = {"max_length": max_length, "seconds": seconds, "sentences": sentences}
     enc, content = _opened(dataset, folder, modality, dtype, mesh, reading)

@@ -77,8 +77,9 @@ def rows_of(dataset: Dataset) -> dict[str, np.ndarray]:
     """bool [n+1,s] of every modality with s rows an item: which of them there are."""
     many, n = {}, dataset.n_items + 1
     for modality, facts in dataset.source.get("embedded", {}).items():
-        if ROWS in facts:
-            x = dataset.features[modality].reshape(n, facts[ROWS], -1)
+        x = dataset.features[modality]
+        if ROWS in facts and x.shape[1]:  # else the model encodes the modality itself
+            x = x.reshape(n, facts[ROWS], -1)
             many[modality] = np.any(x != 0, axis=-1)
     return many
 

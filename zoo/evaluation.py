@@ -45,10 +45,10 @@ def evaluate(
     (then the others of the event are ignored); arrays follow the order of the result.
     candidates: who competes, all valid items if None; the model's view of items is unchanged.
     A model without `match` is asked for its max(ks) best: items that it does not list rank last,
-    and a tie within the list counts as one. Where items share their codes it is asked for more, the
-    most items of one code less one, so that a tie at the last place is listed whole. A search whose
-    beam is narrower than that is as wide as that: 22 instead of 20 where three items share theirs,
-    the same for every batch. A model with a beam of 50, say, searches 50 wide here as when serving.
+    and a tie within the list counts as one. Where items share their codes it is asked for more, by
+    the most items of one code less one, so that a tie at the last place is listed whole: for 22
+    instead of 20 where up to three items share theirs, the same for every batch. Its search is as
+    wide as what it is asked for, or as its beam, if that is wider.
     mesh: batches go to it with rows over 'data'.
 
     Raises ValueError for an event without positive, a positive that is no candidate or that the
@@ -256,9 +256,10 @@ def invalid_share(
     batches: Iterable[dict[str, np.ndarray]],
     beam: int,
 ) -> float:
-    """Share of the `beam` words that a search ends with which name no item of the catalogue; what
-    an item of the history has names one. Searches held to the codes that exist have none, if there
-    are `beam` items. Expects a word an item: several items of one word count for several words."""
+    """Share of the `beam` words that a search ends with which name no item of the catalogue; the
+    word of an item in the history counts as naming one. Searches held to the codes that exist have
+    none, if there are `beam` items. Expects a word an item: several items of one word count for
+    several words."""
     unmasked = ({k: v for k, v in batch.items() if k != "exclude"} for batch in batches)
     lists = top_lists(recommender, params, catalogue, unmasked, beam)
     return float(np.mean(lists == 0))

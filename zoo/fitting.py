@@ -100,7 +100,8 @@ class Run:
         room = self.max_len + (known.targets == "cloze")  # the guess stands behind the history
         options |= {} if graph else {"length": room, "scheme": known.targets}
         plain = s.dispatch == 1 and self.recommender.draw is undrawn  # a step, without the scan
-        options |= {"widths": ladder(room)} if plain and not graph else {}
+        self.widths = ladder(room) if plain and not graph else ()
+        options |= {"widths": self.widths} if self.widths else {}
         make = partial(pair_loader if graph else sequence_loader, self.split, s.batch, **options)
         per_epoch = make(seed=s.seed).per_epoch
         self.steps = s.epochs * per_epoch if s.steps is None else s.steps
@@ -214,6 +215,7 @@ def fit(
         make = partial(Run, model, fields, split, catalogue)
         run = within_flops(make, settings, mesh, start, adapt, encoding, names)
         mine = identity(model, fields, split, settings, start, adapt, names)
+        mine |= {"widths": run.widths} if len(run.widths) > 1 else {}  # another order of batches
         return run_through(run, out, mine | (about or {}), report)
 
 
@@ -222,15 +224,14 @@ def within_flops(make: Callable[..., Any], settings: Settings, *more: Any) -> An
 
     Raises ValueError where steps are said, too.
     """
-    run = make(settings, *more)
     if settings.flops is None:
-        return run
+        return make(settings, *more)
     if settings.steps is not None:
         raise ValueError(f"steps is {settings.steps} and flops {settings.flops:g}: give one.")
-    if not run.stepper.flops:
+    a_step = make(settings, *more).stepper.flops  # not kept: it holds a catalogue
+    if not a_step:
         raise ValueError("flops count dense matrix products, and a step here has none: give steps.")
-    steps = max(1, round(settings.flops / run.stepper.flops))
-    return make(replace(settings, steps=steps), *more)
+    return make(replace(settings, steps=max(1, round(settings.flops / a_step))), *more)
 
 
 def run_through(run: Any, out: str | Path | None, mine: dict[str, Any], report) -> Fitted:

@@ -23,6 +23,8 @@ def _of_equation(equation: Any) -> float:
     inside = [matmul_flops(x) for x in _inside(params)]
     if name == "scan":
         return params["length"] * sum(inside)
+    if name == "shard_map":  # its shapes are those of one device
+        return params["mesh"].size * sum(inside)
     if name == "cond":
         return max(inside, default=0.0)
     own = {"dot_general": _dot, "conv_general_dilated": _convolution}.get(name)

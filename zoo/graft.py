@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from zoo.mesh import path_name
+from zoo.plan import found_nowhere
 
 # (regex, replacement) from names here to names in the source, first match wins; replacement None
 # leaves the parameter fresh.
@@ -25,11 +26,13 @@ def graft(params: Any, source: Any, table: Names = ()) -> Grafted:
     """`params` with every leaf that `source` has under the same name, or under the one that
     `table` makes of it, and of the same shape.
 
-    Raises ValueError when nothing fits, or when a name fits and its shape does not: weights of
-    another width.
+    Raises ValueError for a line of the table that is found in no name here, or that makes a name
+    which the source does not have; when nothing fits, or when a name fits and its shape does not:
+    weights of another width.
     """
     found = {path_name(p): x for p, x in jax.tree_util.tree_flatten_with_path(source)[0]}
     taken, fresh, wrong = [], [], []
+    _check_table(table, params, found)
 
     def leaf(path, value):
         name = path_name(path)
@@ -87,6 +90,19 @@ def _pair(here: str, equals: str, there: str, line: str) -> tuple[str, str | Non
     except re.error as error:
         raise ValueError(f"{line!r} is no regex and its replacement: {error}.") from error
     return here, there or None
+
+
+def _check_table(table: Names, params: Any, found: dict[str, Any]) -> None:
+    every = [path_name(p) for p, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    for here, there in table:
+        found_nowhere(here, every, f"the line of names {here}={there or ''}", "parameter")
+    made = {name: _renamed(name, table) for name in every}
+    lost = [f"{a} from {b}" for a, b in made.items() if b not in (None, a) and b not in found]
+    if lost:
+        raise ValueError(
+            f"the graft has no {'; '.join(lost[:3])}: it has {', '.join(sorted(found)[:6])}... "
+            "Name what is there, or leave a parameter fresh with HERE=."
+        )
 
 
 def _renamed(name: str, table: Names) -> str | None:

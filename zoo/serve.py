@@ -16,7 +16,7 @@ from checkpoints.hub import resolve
 from pipelines.loader import requests
 from pipelines.schema import DataError, Dataset, Ragged, Split, seconds
 from zoo.end_to_end import end_to_end
-from zoo.models import build
+from zoo.models import build, older
 from zoo.models.fusion import fuse
 from zoo.recipes import adapted_by
 from zoo.recommender import Incremental, ReadAgain, Recommender
@@ -37,7 +37,8 @@ class Pretrained:
     def __init__(self, bundle: Bundle):
         self.bundle = bundle
         self.config, self.split = bundle.config, bundle.split
-        plain = build(self.config["model"], **_fields(self.config["fields"]))
+        model = self.config["model"]
+        plain = build(model, **{**older(model), **_fields(self.config["fields"])})
         if "encoding" in self.config:  # the catalogue has what the encoders made of every item
             plain = end_to_end(plain, {})
         plain = adapted_by(plain, self.config.get("adapt"))

@@ -22,7 +22,7 @@ class Settings:
     steps: int | None = None  # None: epochs x batches an epoch
     flops: float | None = None  # in place of steps: a budget of operations, of matrix products
     epochs: int = 40
-    batch: int = 32  # packed rows a step; of long models as many columns in narrower rows, too
+    batch: int = 32  # packed rows a step; of narrower rows more, for as many columns
     rate: float = 2e-3
     warmup: int = 0
     schedule: str = "constant"
@@ -35,7 +35,7 @@ class Settings:
     patience: int = 5  # evaluations without a better one before stopping
     select: str = "ndcg@10"  # the validation metric that chooses the parameters
     evaluate_batch: int = 512
-    dispatch: int | None = 1  # steps a dispatch to the device; None: an epoch
+    dispatch: int | None = 1  # steps a dispatch, rows of one width if not 1; None: an epoch
 
 
 # What a family is trained with unless told otherwise. graph: the protocol of MMRec

@@ -63,6 +63,7 @@ def pretrained_for(
         )
     _check_encoded(bundle.config.get("encoding", {}), encoding, known)
     made = data.dataset.source.get("embedded", {})
+    known &= set(data.dataset.features)  # what is renamed is the caller's word
     for modality in sorted(known):
         theirs = bundle.bundle.features.get(modality, {}).get("made_by", {})
         if lines := space_differences(theirs, made.get(modality, {})):

@@ -258,6 +258,12 @@ def reads_codes(name: str, chosen: dict[str, Any]) -> bool:
     return entry(name).family == "generative" or "codes" in asked
 
 
+def older(name: str) -> dict[str, Any]:
+    """What fields of the model meant that its bundles did not name yet, where that is not the
+    default."""
+    return getattr(importlib.import_module(entry(name).home), "OLDER", {})
+
+
 def build(name: str, **chosen: Any) -> Recommender:
     """The named recommender, with `chosen` fields instead of the defaults."""
     known = fields(name)

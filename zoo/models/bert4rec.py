@@ -17,6 +17,7 @@ from zoo.objectives import Objective
 from zoo.recommender import Recommender
 
 Array = jax.Array
+OLDER = {"align": "left"}  # in bundles of before there was a choice
 
 
 def hidden_columns(key: Array, segments: Array, rate: float, last: float) -> Array:
