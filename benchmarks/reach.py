@@ -185,15 +185,17 @@ def one(
     )
     began = time.monotonic()
 
-    losses, curve = [], []
+    losses, summed = [], {}
 
     def report(step, steps, metrics):
         losses.extend([metrics["loss"]] if "loss" in metrics else [])
         if settings.select in metrics:
-            value = round(metrics[settings.select], 5)
-            curve.append({"step": step, "loss": round(sum(losses), 4), settings.select: value})
+            summed[step] = {"loss": round(sum(losses), 4)}
             losses.clear()
-            print(curve[-1], flush=True)
+            print(
+                {"step": step, **summed[step], settings.select: metrics[settings.select]},
+                flush=True,
+            )
 
     given = {"report": report, "graft": graft, "vectors": vectors, **fields}
     given |= {"encoding": encoding_of(experiment), "adapt": experiment.get("adapt")}
@@ -201,7 +203,7 @@ def one(
     row = {
         "seed": seed,
         **trained(fitted),
-        "curve": [curve[n - 1] for n in CURVE if n <= len(curve)],
+        "curve": curve(fitted, settings.select, summed),
         **before,
         "commit": COMMIT,
     }
@@ -213,8 +215,19 @@ def one(
         control, seen = api.control(
             experiment["model"], data, graft, fitted, folder, settings, report=report, **given
         )
-        row["control"] = trained(control) | tested(experiment, control, seen)
+        found = {"curve": curve(control, settings.select, {}), "commit": COMMIT}
+        row["control"] = trained(control) | found | tested(experiment, control, seen)
     return row | {"wall_seconds": time.monotonic() - began}
+
+
+def curve(fitted, select: str, summed: dict[int, dict]) -> list[dict]:
+    """Some of the evaluations, those before a run was resumed too, with the loss where it was
+    heard."""
+    told = [
+        {"step": row["step"], **summed.get(row["step"], {}), select: round(row[select], 5)}
+        for row in fitted.history
+    ]
+    return [told[n - 1] for n in CURVE if n <= len(told)]
 
 
 def trained(fitted) -> dict:

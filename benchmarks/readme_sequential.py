@@ -88,7 +88,7 @@ def transfer() -> str:
         ways = {"": told["rows"]}
         if "control" in told["rows"][0]:
             whole = [{**row, "train_seconds": _seconds(row)} for row in told["rows"]]
-            control = [{**row["control"], "commit": row["commit"]} for row in told["rows"]]
+            control = [row["control"] for row in told["rows"]]
             ways = {", pretrained": whole, ", from nothing": control}
         for how, rows in ways.items():
             lines.append(_transfer_line(path.stem + how, told, rows))
