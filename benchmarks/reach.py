@@ -192,10 +192,8 @@ def one(
         if settings.select in metrics:
             summed[step] = {"loss": round(sum(losses), 4)}
             losses.clear()
-            print(
-                {"step": step, **summed[step], settings.select: metrics[settings.select]},
-                flush=True,
-            )
+            value = round(metrics[settings.select], 5)
+            print({"step": step, **summed[step], settings.select: value}, flush=True)
 
     given = {"report": report, "graft": graft, "vectors": vectors, **fields}
     given |= {"encoding": encoding_of(experiment), "adapt": experiment.get("adapt")}
