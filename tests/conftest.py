@@ -29,3 +29,11 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("real data: set ZOO_DATA to the folder that holds amazon-beauty, tiktok, ...")
     return Path(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def executables_go_with_their_file():
+    """A worker that keeps what hundreds of tests compiled runs out of maps, and its compiler dies
+    of it."""
+    yield
+    jax.clear_caches()
