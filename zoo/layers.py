@@ -38,6 +38,18 @@ def remembered(memory: Memory, name: str, new: Array) -> Array:
     return memory[name].at[jnp.arange(len(new)), memory["at"]].set(new[:, 0])
 
 
+def newest_columns(segments: Array) -> Array:
+    """bool [b,l]: the last column of each segment, and of the padding where that ends no row."""
+    return segments != jnp.pad(segments[:, 1:], ((0, 0), (0, 1)))
+
+
+def columns_behind(segments: Array) -> Array:
+    """int32 [b,l]: how many columns of its (contiguous) segment stand behind each."""
+    column = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    ends = jnp.where(newest_columns(segments), column[None], segments.shape[1] - 1)
+    return jax.lax.cummin(ends, axis=1, reverse=True) - column[None]
+
+
 def next_column(memory: Memory) -> dict[str, Array]:
     """The one-column batch behind what was read: its place in the history."""
     return {"positions": memory["at"][:, None], "segments": jnp.ones_like(memory["at"])[:, None]}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.items import Items
-from zoo.layers import Stack, Trunk, init_normal
+from zoo.layers import Stack, Trunk, columns_behind, init_normal, newest_columns
 from zoo.models.sequential import Reading, sequential
 from zoo.names import check
 from zoo.objectives import Objective
@@ -29,7 +29,7 @@ def hidden_columns(key: Array, segments: Array, rate: float, last: float) -> Arr
     """
     b, length = segments.shape
     s = min(length, int(np.ceil(rate * length + 3 * np.sqrt(rate * length))))
-    newest = segments != jnp.pad(segments[:, 1:], ((0, 0), (0, 1)))
+    newest = newest_columns(segments)
     cloze_key, row_key, order_key = jax.random.split(key, 3)
     cloze = jax.random.uniform(cloze_key, segments.shape) < rate
     rows = jax.random.uniform(row_key, (b, 1)) < last
@@ -37,13 +37,6 @@ def hidden_columns(key: Array, segments: Array, rate: float, last: float) -> Arr
     order = jnp.where(hidden, 1.0 + jax.random.uniform(order_key, segments.shape), 0.0)
     found, columns = jax.lax.top_k(order, s)
     return jnp.where(found > 0, columns, -1)
-
-
-def counted_back(segments: Array, last: int) -> Array:
-    """int32 [b,l]: positions that end at `last` with the newest item of each segment."""
-    column = jnp.arange(segments.shape[1])
-    same = segments[:, :, None] == segments[:, None, :]
-    return last - jnp.sum(same & (column[:, None] < column[None, :])[None], axis=-1)
 
 
 def cloze(rate: float, last: float, newest: int | None = None) -> Reading:
@@ -61,7 +54,7 @@ def cloze(rate: float, last: float, newest: int | None = None) -> Reading:
     def placed(batch):
         if newest is None:
             return batch
-        return {**batch, "positions": counted_back(batch["segments"], newest)}
+        return {**batch, "positions": newest - columns_behind(batch["segments"])}
 
     def init(key, width):
         return {"hidden": {"table": init_normal(key, (1, width))}}

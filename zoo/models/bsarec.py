@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.items import Items
-from zoo.layers import Attention, FeedForward, Table, check_fits, segment_mask
+from zoo.layers import Attention, FeedForward, Table, check_fits, columns_behind, segment_mask
 from zoo.models.sequential import Reading, next_item, sequential
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
@@ -113,8 +113,7 @@ class BSARecTrunk(nn.Module):
         if self.official:  # their -1e4 on every key of a padding row leaves its softmax as it was
             later = jnp.broadcast_to(column[::-1][None], segments.shape)
             return later, jnp.broadcast_to(mixing, same.shape), mask | ~real[:, None, :, None]
-        later = jnp.sum(same & (column[:, None] < column[None, :])[None], axis=-1)
-        return later, jnp.where(same, mixing, 0.0), mask
+        return columns_behind(segments), jnp.where(same, mixing, 0.0), mask
 
 
 def windows(length: int) -> Reading:
