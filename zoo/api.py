@@ -23,12 +23,12 @@ from zoo.data import (
     with_vectors,
 )
 from zoo.encoders.small import Encoding
-from zoo.fitting import Fitted
 from zoo.fitting import fit as fit_split
 from zoo.graft import Names
 from zoo.models import Entry, build, entry, fields, from_nothing, reads, reads_codes
 from zoo.recommender import Recommender
 from zoo.result import Result
+from zoo.run import Fitted
 from zoo.saving import save
 from zoo.serve import Pretrained, Recommendation, from_pretrained
 from zoo.settings import Settings, claim, settings_for

@@ -12,10 +12,10 @@ from pipelines import loader as loaders
 from pipelines.words import words
 from zoo import evaluation
 from zoo.data import Data, prepare
-from zoo.fitting import Fitted
 from zoo.floor_table import floor_table
 from zoo.models import MODELS, build, fields
 from zoo.recommender import Recommender
+from zoo.run import Fitted
 
 SERVED = tuple(name for name, known in MODELS.items() if known.family == "floor")
 UNCHOSEN = ("keep", "ordered")  # fields that validation does not choose

@@ -28,9 +28,9 @@ from zoo.content_objectives import OBJECTIVES, objective
 from zoo.data import Data, with_raw
 from zoo.encoders.own import word_ids_sha256
 from zoo.encoders.small import Encoding, encoders
-from zoo.fitting import Fitted, run_through, within_flops
 from zoo.names import unknown
 from zoo.optim import optimizer
+from zoo.run import Fitted, run_through, within_flops
 from zoo.settings import Settings
 from zoo.stepper import Stepper
 

@@ -19,10 +19,10 @@ from pipelines.loader import requests
 from pipelines.schema import DataError, Ragged
 from pipelines.words import of_text
 from zoo import __version__, api
-from zoo.fitting import Fitted
 from zoo.knockout import knock_out
 from zoo.quickstart_page import page
 from zoo.reasons import Evidence, evidence, reasons
+from zoo.run import Fitted
 from zoo.serve import Pretrained
 from zoo.settings import Settings
 

@@ -14,9 +14,9 @@ from zoo.data import Data
 from zoo.encoders.own import word_ids_sha256
 from zoo.encoders.small import Encoding, encoders
 from zoo.end_to_end import end_to_end
-from zoo.fitting import Fitted
 from zoo.models import build, entry, fields, reads
 from zoo.recipes import adapted_by
+from zoo.run import Fitted
 from zoo.serve import Pretrained
 from zoo.transfer import users_told
 
