@@ -14,7 +14,7 @@ FILES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
 DOORS = {"api", "arguments", "cli", "fitting", "serve", "quickstart", "quickstart_page"}
 DOORS |= {"prior", "reasons", "report", "settings", "tokenize", "coding", "embed", "inputs"}
 DOORS |= {"data", "load", "own", "saving", "transfer", "pretraining", "cli_content"}
-DOORS |= {"counted", "cli_floors", "embedded", "append_codes"}
+DOORS |= {"counted", "cli_floors", "embedded", "append_codes", "run", "cli_train"}
 DOORS |= {"mel"}  # its constants and tables of bands are those of the host
 FLAX = {"adapters", "layers", "items", "experts", "train", "rqvae", "relation"} | {
     p.stem for p in (ROOT / "zoo/models").glob("*.py")

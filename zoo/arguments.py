@@ -12,6 +12,18 @@ def parse(kind: type, argv: list[str], command: str, description: str) -> Any:
     return tyro.cli(kind, args=argv, prog=f"zoo {command}", description=description)
 
 
+def positional(argv: list[str], what: str, command: str) -> str:
+    """The word that a command's options stand behind; ValueError where it is none."""
+    if not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+        raise ValueError(f"expected {what} first: zoo {command} {what} ...")
+    return argv[0]
+
+
+def behind(argv: list[str]) -> list[str]:
+    """What stands behind the first word, unless that asks for help."""
+    return argv if argv[0] in ("-h", "--help") else argv[1:]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataArgs:
     """A data folder and how to read it."""

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zoo.arguments import DataArgs, parse, train_args
+from zoo.arguments import DataArgs, behind, parse, positional
 from zoo.console import SHOWN, Bar, rounded, show, tell
 
 COMMANDS = {
@@ -61,95 +61,20 @@ def _parse(kind: type, argv: list[str], command: str) -> Any:
     return parse(kind, argv, command, COMMANDS[command.split()[0]])
 
 
-def _positional(argv: list[str], what: str, command: str) -> str:
-    if not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
-        raise ValueError(f"expected {what} first: zoo {command} {what} ...")
-    return argv[0]
-
-
-def _behind(argv: list[str]) -> list[str]:
-    """What stands behind the first word, unless that asks for help."""
-    return argv if argv[0] in ("-h", "--help") else argv[1:]
-
-
 def _train(argv: list[str]) -> int:
-    from zoo.models import MODELS
+    from zoo.cli_train import train_command
 
-    return _fit(argv, "train", list(MODELS))
+    return train_command(argv)
 
 
 def _pretrain(argv: list[str]) -> int:
-    from zoo.cli_content import OBJECTIVES, pretrain_command
-    from zoo.models import MODELS, fields
+    from zoo.cli_train import pretrain_command
 
-    if argv and argv[0] in OBJECTIVES:
-        return pretrain_command(argv[0], argv[1:])
-    if argv and argv[0] in ("-h", "--help"):
-        print("of encoders, from content alone: zoo pretrain " + " | ".join(OBJECTIVES))
-    return _fit(argv, "pretrain", [k for k in MODELS if "stage" in fields(k)], stage="pretrain")
-
-
-def _fit(argv: list[str], command: str, names: list[str], **preset: Any) -> int:
-    name = _positional(argv, "MODEL", command)
-    from zoo.models import entry
-
-    if name in ("-h", "--help"):
-        print(f"usage: zoo {command} MODEL --data DIR --out RUN [options]")
-        print("models: " + ", ".join(names))
-        print(f"zoo {command} MODEL --help shows a model's options.")
-        return 0
-    if entry(name).family == "floor" and command == "train":
-        from zoo.cli_floors import count_command
-
-        return count_command(name, argv[1:])
-    if name not in names:
-        raise ValueError(f"{name} has no pretraining stage; these have: {', '.join(names)}.")
-    args = _parse(train_args(name, **preset), argv[1:], f"{command} {name}")
-    from zoo import api
-    from zoo import mesh as meshes
-    from zoo.graft import names_of
-
-    chosen = args.chosen()
-    if (args.control or args.names) and not args.graft:
-        raise ValueError("--control and --names are of a pretrained run: name it (--graft).")
-    api.build(name, **chosen)  # bad fields are told before any data is read
-    names = names_of(args.names)
-    if args.control:
-        api.computed_before(name, args.graft, chosen)
-        if args.control.resolve() == args.out.resolve():
-            raise ValueError(f"--control and --out are both {args.out}: name another folder.")
-    mesh = meshes.make_mesh(args.mesh.data, args.mesh.model)
-    data = api.load_data([args.data, *args.more_data], args.options())
-    with Bar(f"{command} {name}", args.select) as bar:
-        settings = args.settings()
-        more = {"graft": args.graft, "vectors": args.vectors, "adapt": args.adapt}
-        more |= {"encoding": args.encode, "names": names}
-        fitted, seen = api.fit(name, data, args.out, settings, mesh, bar, **more, **chosen)
-    result = {"model": name, **_fitted(args.out, fitted, seen, args.select)}
-    if args.control:
-        own = (args.graft, fitted, args.control, settings, mesh)
-        with Bar(f"control of {name}", args.select) as bar:
-            fitted, seen = api.control(name, data, *own, bar, args.vectors, args.encode, **chosen)
-        result["control"] = _fitted(args.control, fitted, seen, args.select)
-    return tell(result, args.json)
-
-
-def _fitted(out: Path, fitted: Any, data: Any, select: str) -> dict[str, Any]:
-    return {
-        "run": str(out),
-        "bundle": str(out / "bundle"),
-        "steps": fitted.steps,
-        "seconds": round(fitted.seconds, 3),
-        "flops": fitted.flops,
-        "examples_per_second": round(fitted.examples_per_second, 1),
-        "best": {**rounded(fitted.best), "select": select},
-        "params_sha256": fitted.params_sha256,
-        "split_hash": data.split.hash,
-    }
+    return pretrain_command(argv)
 
 
 def _evaluate(argv: list[str]) -> int:
-    name = _positional(argv, "RUN_OR_BUNDLE", "evaluate")
+    name = positional(argv, "RUN_OR_BUNDLE", "evaluate")
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class EvaluateArgs(DataArgs):
@@ -162,7 +87,7 @@ def _evaluate(argv: list[str]) -> int:
         """A floor that serves (zoo models) as the model's prior; auto: what follows or goes with
         what, spread over text; best: of those that serve, on validation."""
 
-    args = _parse(EvaluateArgs, _behind(argv), "evaluate RUN_OR_BUNDLE")
+    args = _parse(EvaluateArgs, behind(argv), "evaluate RUN_OR_BUNDLE")
     from zoo import api
 
     bundle = api.from_pretrained(name)
@@ -200,7 +125,7 @@ def _evaluate(argv: list[str]) -> int:
 
 
 def _recommend(argv: list[str]) -> int:
-    name = _positional(argv, "RUN_OR_BUNDLE", "recommend")
+    name = positional(argv, "RUN_OR_BUNDLE", "recommend")
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class RecommendArgs:
@@ -213,7 +138,7 @@ def _recommend(argv: list[str]) -> int:
         """A file of item ids, one a line: only these compete."""
         json: bool = False
 
-    args = _parse(RecommendArgs, _behind(argv), "recommend RUN_OR_BUNDLE")
+    args = _parse(RecommendArgs, behind(argv), "recommend RUN_OR_BUNDLE")
     from zoo.serve import from_pretrained
 
     history = [item.strip() for item in args.history.split(",") if item.strip()]
@@ -230,17 +155,17 @@ def _recommend(argv: list[str]) -> int:
 
 
 def _fuse(argv: list[str]) -> int:
-    name = _positional(argv, "RUN_OR_BUNDLE", "fuse")
+    name = positional(argv, "RUN_OR_BUNDLE", "fuse")
     from zoo.cli_floors import fuse_command
 
-    return fuse_command(name, _behind(argv))
+    return fuse_command(name, behind(argv))
 
 
 def _merge(argv: list[str]) -> int:
-    name = _positional(argv, "RUN_OR_BUNDLE", "merge")
+    name = positional(argv, "RUN_OR_BUNDLE", "merge")
     from zoo.cli_floors import merge_command
 
-    return merge_command(name, _behind(argv))
+    return merge_command(name, behind(argv))
 
 
 def _floors(argv: list[str]) -> int:

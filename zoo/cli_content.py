@@ -117,7 +117,7 @@ def tokenize_command(argv: list[str]) -> int:
     return tell(tokenize(data, **chosen, mesh=make_mesh()), args.json)
 
 
-def pretrain_command(name: str, argv: list[str]) -> int:
+def content_command(name: str, argv: list[str]) -> int:
     """zoo pretrain OBJECTIVE: encoders from content alone."""
     from zoo.encoders.small import Encoding
     from zoo.pretraining import SETTINGS
