@@ -178,11 +178,10 @@ def with_features(
     of images instead (`sid_image`), their codes are hashed. Modalities that have features already
     are left as they are; what was made is named in `source["computed"]`.
     `text` is `lsa` (features.text_features; `seed` starts its SVD) or `hashed`, the same space
-    for every data set (features.hashed_text).
+    for every data set (features.hashed_text); `lsa:768` has 768 columns.
     DataError for a modality that is none of the three, or another `text`.
     """
-    if text not in TEXTS:
-        raise DataError(f"text is '{text}'; expected one of {', '.join(TEXTS)}.")
+    text_kind(text)
     unknown = set(modalities) - set(MAKERS)
     if unknown:
         raise DataError(f"modalities {sorted(unknown)}: expected some of {sorted(MAKERS)}.")
@@ -206,8 +205,18 @@ def _text(dataset: Dataset, seed: int, kind: str) -> tuple | None:
         return None
     texts = [clean_text(" ".join(map(clean_text, row))) for row in zip(*columns, strict=True)]
     texts[0] = ""
-    features = text_features(texts, seed=seed) if kind == "lsa" else hashed_text(texts)
-    return features, np.array([bool(text) for text in texts]), []
+    name, width = text_kind(kind)
+    made = hashed_text(texts, width) if name == "hashed" else text_features(texts, width, seed)
+    return made, np.array([bool(text) for text in texts]), []
+
+
+def text_kind(text: str) -> tuple[str, int]:
+    """(`lsa` or `hashed`, columns) of `lsa`, `lsa:768` and the like; DataError for another."""
+    name, colon, width = text.partition(":")
+    if name not in TEXTS or colon and not (width.isdecimal() and int(width)):
+        usual = ", ".join(f"{name} ({width} columns)" for name, width in TEXTS.items())
+        raise DataError(f"text is '{text}'; expected one of {usual}, or NAME:COLUMNS.")
+    return name, int(width) if colon else TEXTS[name]
 
 
 def _images(dataset: Dataset, seed: int, text: str) -> tuple | None:
@@ -245,5 +254,5 @@ def _from_files(
     return standardise(np.concatenate(rows), present), present, problems
 
 
-TEXTS = ("lsa", "hashed")
+TEXTS = {"lsa": 64, "hashed": 256}  # and how many columns
 MAKERS = {"text": _text, "image": _images, "audio": _sounds}

@@ -222,12 +222,16 @@ def test_what_a_stage_freezes_has_no_part_in_clipping_decay_or_state(pretrained,
 
 
 def test_grafts_that_mean_nothing_are_refused(pretrained):
-    hashed, own = (zoo.load_data(shop("c", 2), zoo.DataOptions(text=t)) for t in ("hashed", "lsa"))
+    made = (
+        zoo.load_data(shop("c", 2), zoo.DataOptions(text=t)) for t in ("hashed", "lsa", "lsa:9")
+    )
+    hashed, *others = made
     fit = lambda model, data, **more: zoo.fit(  # noqa: E731
         model, data, settings=SETTINGS, graft=pretrained, **{**SMALL, **more}
     )
-    with pytest.raises(ValueError, match="--text hashed for both"):
-        fit("unisrec", own, stage="transductive")
+    for own in others:
+        with pytest.raises(ValueError, match="--text hashed for both"):
+            fit("unisrec", own, stage="transductive")
     with pytest.raises(ValueError, match=r"here, .* there.*width"):
         fit("unisrec", hashed, stage="transductive", width=32)
     with pytest.raises(ValueError, match="pretrained as unisrec; this model is mp4sr"):

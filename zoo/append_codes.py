@@ -103,7 +103,7 @@ def _read(path: Path) -> Made:
 
 
 def _check_space(theirs: dict[str, Any], mine: dict[str, Any], old: str | Path) -> None:
-    if theirs.get("computed") == "lsa":
+    if theirs.get("computed", "").startswith("lsa"):
         raise ValueError(
             f"{old} was made of LSA, whose space is that of one catalogue: tokenize with --text "
             "hashed, or with vectors of zoo embed (--features), to be able to add items."

@@ -40,7 +40,7 @@ class DataArgs:
     split_seed: int | None = None
     tie_seed: int | None = None
     text: str | None = None
-    """Features of words: lsa, or hashed, the same space in every data set."""
+    """Features of words: lsa, or hashed, the same space in every data set; lsa:768: columns."""
     codes: str | None = None
     """Semantic ids of generative models: a column, FILE.json, rkmeans[:MODALITY], opq or random;
     A,B for several languages."""

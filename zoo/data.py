@@ -39,7 +39,8 @@ class DataOptions:
     require: tuple[str, ...] = ()  # keep items that have these modalities, before the k-core
     split_seed: int = 0
     tie_seed: int = 0  # orders interactions of equal time
-    text: str = "lsa"  # features of words: `lsa`, or `hashed`, the same space in every data set
+    text: str = "lsa"  # features of words: `lsa`, or `hashed`, the same space in every data set;
+    # `lsa:768` has 768 columns
     codes: str | None = None  # semantic ids (zoo/coding.py); None: the model's usual ones
     features: tuple[str, ...] = ()  # folders of `zoo embed`, one a modality
 

@@ -73,8 +73,8 @@ def pretrained_for(
                 + "\nEmbed both data sets with one encoder, and name it with --features."
             )
     text, mine = bundle.data_options().text, data.options.text
-    other = bundle.split.get("data") != data.dataset.name
-    if "text" in known - set(made) - set(data.raw) and (text != mine or other and text == "lsa"):
+    moved = bundle.split.get("data") != data.dataset.name and text.startswith("lsa")
+    if "text" in known - set(made) - set(data.raw) and (text != mine or moved):
         raise ValueError(
             f"the graft was pretrained on text='{text}' features of {bundle.split.get('data')}, "
             f"which mean nothing on text='{mine}' features of {data.dataset.name}: use "
