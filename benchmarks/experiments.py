@@ -25,6 +25,15 @@ BCE_SEARCH = {
         {"batch": 8, "rate": 1e-3, "schedule": "cosine", "epochs": 80, "evaluate_every": 1700},
     ),
 }
+PREFIXES = {  # of BSARec
+    "epochs": 30,
+    "batch": 64,
+    "rate": 1e-3,
+    "warmup": 200,
+    "schedule": "cosine",
+    "evaluate_every": 730,
+    "patience": 4,
+}
 HSTU_SEARCH = {
     "decayed": ({}, {"rate": 1e-3, "schedule": "cosine", "epochs": 120}),
     "fast-decayed": ({}, {"rate": 2e-3, "schedule": "cosine", "epochs": 80}),
@@ -86,6 +95,9 @@ TRANSFER: dict[str, dict] = {
         "fields": {"stage": STAGES["unisrec"], "modalities": ("text",)},
     },
 }
+# Words that tell items apart: of 64 columns too few do.
+WORDS = {"data": "amazon-beauty", "options": {"text": "lsa:768"}}
+BY_BOTH = {**WORDS, "model": "sasrec", "fields": {"items": "both"}, "settings": SLOW_LOSS}
 # Semantic ids published with the data, the zoo's own of the titles, and ids that mean nothing. A
 # narrower model than the paper's: two cores.
 TIGER = {
@@ -207,6 +219,11 @@ EXPERIMENTS: dict[str, dict] = {
         "tokenize": {"levels": 4, "resolver": "relocate"},
     },
     "tiger-rkmeans-beauty": {**TIGER, "options": {"codes": "rkmeans:text"}},
+    "tiger-sasrec-beauty": {  # ids of what a next-item model learnt of IDs and titles
+        **TIGER,
+        **WORDS,
+        "vectors": {**BY_BOTH, "tokenize": {"method": "rkmeans"}},
+    },
     "tiger-random-beauty": {**TIGER, "options": {"codes": "random"}},
     "towers-id": {**MOVIES, "fields": {**TOWERS, "items": "id"}},
     "towers-content": {**MOVIES, "fields": {**TOWERS, "items": "content"}},
@@ -227,6 +244,13 @@ EXPERIMENTS: dict[str, dict] = {
         "fields": {"items": "content", "dropout": 0.2},
         "settings": SLOW_LOSS,
     },
+    "sasrec-words-beauty": {
+        "model": "sasrec",
+        **WORDS,
+        "fields": {"items": "content", "dropout": 0.2},
+        "settings": SLOW_LOSS | {"rate": 1e-3},
+    },
+    "sasrec-text-beauty": BY_BOTH,
     "sasrec-bce-beauty": {
         "model": "sasrec",
         "data": "amazon-beauty",
@@ -301,18 +325,12 @@ EXPERIMENTS: dict[str, dict] = {
             "patience": 3,
         },
     },
-    "bsarec-decayed-beauty": {
+    "bsarec-decayed-beauty": {"model": "bsarec", "data": "amazon-beauty", "settings": PREFIXES},
+    "bsarec-text-beauty": {
         "model": "bsarec",
-        "data": "amazon-beauty",
-        "settings": {
-            "epochs": 30,
-            "batch": 64,
-            "rate": 1e-3,
-            "warmup": 200,
-            "schedule": "cosine",
-            "evaluate_every": 730,
-            "patience": 4,
-        },
+        **WORDS,
+        "fields": {"items": "both"},
+        "settings": PREFIXES,
     },
     **{
         f"try-bert4rec-{name}": {
