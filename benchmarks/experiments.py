@@ -222,7 +222,7 @@ EXPERIMENTS: dict[str, dict] = {
     "tiger-sasrec-beauty": {  # ids of what a next-item model learnt of IDs and titles
         **TIGER,
         **WORDS,
-        "vectors": {**BY_BOTH, "tokenize": {"method": "rkmeans"}},
+        "ids": {**BY_BOTH, "tokenize": {"method": "rkmeans"}},
     },
     "tiger-random-beauty": {**TIGER, "options": {"codes": "random"}},
     "towers-id": {**MOVIES, "fields": {**TOWERS, "items": "id"}},

@@ -152,17 +152,19 @@ def encoding_of(experiment: dict):
 def with_ids(experiment: dict, data, seed: int, out: Path | None):
     """The run whose vectors a seed reads, and the data with the ids made of them.
 
-    experiment["vectors"]: model, its fields and settings, and what `zoo tokenize` is told.
+    experiment["vectors"]: model, its fields and settings, and what `zoo tokenize` is told; "ids":
+    the same where nothing but the ids is read.
     """
     from zoo import api
     from zoo.tokenize import tokenize
 
-    plan, folder = experiment["vectors"], Path(out or tempfile.mkdtemp()) / "vectors"
+    plan = experiment.get("vectors") or experiment["ids"]
+    folder = Path(out or tempfile.mkdtemp()) / "vectors"
     settings = api.settings_for(plan["model"], seed=seed, **plan["settings"])
     api.fit(plan["model"], data, folder, settings, **plan["fields"])
     tokenize(data, folder / "ids.json", run=folder, seed=seed, **plan["tokenize"])
     options = replace(data.options, codes=str(folder / "ids.json"))
-    return folder, replace(data, options=options)
+    return folder if "vectors" in experiment else None, replace(data, options=options)
 
 
 def one(
@@ -180,9 +182,8 @@ def one(
             data, graft = with_layers(graft, data, experiment["encoding"]["modalities"]), None
     if "content" in experiment:
         data = without_meaning(data, experiment["content"], seed)
-    vectors, data = (
-        with_ids(experiment, data, seed, out) if "vectors" in experiment else (None, data)
-    )
+    own = {"vectors", "ids"} & set(experiment)
+    vectors, data = with_ids(experiment, data, seed, out) if own else (None, data)
     began = time.monotonic()
 
     losses, summed = [], {}
