@@ -46,7 +46,9 @@ def _spelled_line(name: str, told: dict) -> str:
 
 ITEMS = {
     "sasrec-beauty": "its ID",
-    "sasrec-content-beauty": "a content vector",
+    "sasrec-content-beauty": "a content vector of 64 columns",
+    "sasrec-words-beauty": "a content vector of 768 columns",
+    "sasrec-text-beauty": "its ID and those 768 columns",
     "sasrec-codes-beauty": "the sum of its codes",
     "tiger-letter-beauty": "its codes, spelled",
 }
