@@ -34,6 +34,7 @@ PREFIXES = {  # of BSARec
     "evaluate_every": 730,
     "patience": 4,
 }
+MORE_PREFIXES = PREFIXES | {"evaluate_every": 1240}  # where there are more of them
 HSTU_SEARCH = {
     "decayed": ({}, {"rate": 1e-3, "schedule": "cosine", "epochs": 120}),
     "fast-decayed": ({}, {"rate": 2e-3, "schedule": "cosine", "epochs": 80}),
@@ -331,6 +332,18 @@ EXPERIMENTS: dict[str, dict] = {
         **WORDS,
         "fields": {"items": "both"},
         "settings": PREFIXES,
+    },
+    **{
+        f"bsarec-{name}-sports": {
+            "model": "bsarec",
+            "data": "amazon-sports",
+            **more,
+            "settings": MORE_PREFIXES,
+        }
+        for name, more in (
+            ("decayed", {}),
+            ("text", {"options": WORDS["options"], "fields": {"items": "both"}}),
+        )
     },
     **{
         f"try-bert4rec-{name}": {
