@@ -98,7 +98,8 @@ TRANSFER: dict[str, dict] = {
 }
 # Words that tell items apart: of 64 columns too few do.
 WORDS = {"data": "amazon-beauty", "options": {"text": "lsa:768"}}
-BY_BOTH = {**WORDS, "model": "sasrec", "fields": {"items": "both"}, "settings": SLOW_LOSS}
+BY_BOTH = {**WORDS, "fields": {"items": "both"}}
+BY_PREFIXES = {**BY_BOTH, "model": "bsarec", "settings": PREFIXES}
 # Semantic ids published with the data, the zoo's own of the titles, and ids that mean nothing. A
 # narrower model than the paper's: two cores.
 TIGER = {
@@ -220,10 +221,10 @@ EXPERIMENTS: dict[str, dict] = {
         "tokenize": {"levels": 4, "resolver": "relocate"},
     },
     "tiger-rkmeans-beauty": {**TIGER, "options": {"codes": "rkmeans:text"}},
-    "tiger-sasrec-beauty": {  # ids of what a next-item model learnt of IDs and titles
+    "tiger-bsarec-beauty": {  # ids of what a next-item model learnt of IDs and titles
         **TIGER,
         **WORDS,
-        "ids": {**BY_BOTH, "tokenize": {"method": "rkmeans"}},
+        "ids": {**BY_PREFIXES, "tokenize": {"method": "rkmeans"}},
     },
     "tiger-random-beauty": {**TIGER, "options": {"codes": "random"}},
     "towers-id": {**MOVIES, "fields": {**TOWERS, "items": "id"}},
@@ -251,7 +252,7 @@ EXPERIMENTS: dict[str, dict] = {
         "fields": {"items": "content", "dropout": 0.2},
         "settings": SLOW_LOSS | {"rate": 1e-3},
     },
-    "sasrec-text-beauty": BY_BOTH,
+    "sasrec-text-beauty": {"model": "sasrec", **BY_BOTH, "settings": SLOW_LOSS},
     "sasrec-bce-beauty": {
         "model": "sasrec",
         "data": "amazon-beauty",
@@ -327,12 +328,7 @@ EXPERIMENTS: dict[str, dict] = {
         },
     },
     "bsarec-decayed-beauty": {"model": "bsarec", "data": "amazon-beauty", "settings": PREFIXES},
-    "bsarec-text-beauty": {
-        "model": "bsarec",
-        **WORDS,
-        "fields": {"items": "both"},
-        "settings": PREFIXES,
-    },
+    "bsarec-text-beauty": BY_PREFIXES,
     **{
         f"bsarec-{name}-sports": {
             "model": "bsarec",
