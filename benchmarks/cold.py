@@ -38,9 +38,11 @@ def main() -> None:
     plain, folder = api.load_data(args.data, SPLIT), tempfile.mkdtemp()
     told = embed(plain.dataset, args.encoder, folder, modality="text")
     encoded = api.load_data(args.data, replace(SPLIT, features=(folder,)))
+    wide = api.load_data(args.data, replace(SPLIT, text="lsa:768"))
     rows = {
         "words": reached(plain, "text-knn"),
         "lsa": reached(api.prepare(plain, "content"), "text-features-knn"),
+        "lsa of 768": reached(api.prepare(wide, "content"), "text-features-knn"),
         "minilm": reached(api.prepare(encoded, "content"), "text-features-knn"),
     }
     found = {"split_hash": plain.split.hash, "width": told["width"], "rows": rows}

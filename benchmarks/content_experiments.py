@@ -37,7 +37,11 @@ COLD = {
     "settings": {"epochs": 40, "rate": 1e-3, "patience": 4},
 }
 BY_TITLE = {"items": "content", "modalities": ("text",)}
-VECTORS = {"lsa": {}, "minilm": {"embed": {"modality": "text"}}}
+VECTORS = {
+    "lsa": {},
+    "lsa768": {"options": {**COLD["options"], "text": "lsa:768"}},
+    "minilm": {"embed": {"modality": "text"}},
+}
 
 
 def on_movies(host: str, items: str = "both", **more: dict) -> dict:
