@@ -42,7 +42,7 @@ def main() -> None:
     rows = {
         "words": reached(plain, "text-knn"),
         "lsa": reached(api.prepare(plain, "content"), "text-features-knn"),
-        "lsa of 768": reached(api.prepare(wide, "content"), "text-features-knn"),
+        "lsa768": reached(api.prepare(wide, "content"), "text-features-knn"),
         "minilm": reached(api.prepare(encoded, "content"), "text-features-knn"),
     }
     found = {"split_hash": plain.split.hash, "width": told["width"], "rows": rows}
