@@ -221,6 +221,43 @@ def test_what_a_stage_freezes_has_no_part_in_clipping_decay_or_state(pretrained,
     assert not same["bias"] and same["kernel"], "both the stage and the adaptation say what trains"
 
 
+def test_vectors_of_length_one_are_read_at_the_size_of_an_initialiser(tmp_path):
+    data = api.prepare(zoo.load_data(shop("c", 2), zoo.DataOptions(text="hashed")), "both")
+    own = data.dataset.features["text"]
+    here = own.any(1)
+    steps = zoo.settings_for("sasrec", steps=1)
+    fitted, seen = zoo.fit("sasrec", data, tmp_path, steps, items="content", width=16)
+    read = fitted.catalogue["features"]["text"][: len(own)]
+    assert np.sqrt(np.mean(own[here] ** 2)) < 0.1
+    np.testing.assert_allclose(np.sqrt(np.mean(read[here] ** 2)), 1, rtol=1e-6)
+    np.testing.assert_allclose(read * own.max(), own * read.max(), atol=1e-6)  # one number
+    manifest = json.loads((tmp_path / "bundle" / "features.json").read_text())
+    assert manifest["text"]["divided_by"] == seen.dataset.source["divided_by"]["text"]
+    assert zoo.data.as_loaded(seen).dataset.features["text"] is own
+    assert zoo.data.sized(seen) is seen, "what has its size is left alone"
+    steps = zoo.settings_for("vbpr", steps=1)
+    fitted, _ = zoo.fit("vbpr", seen, settings=steps, width=16)  # as its paper reads them
+    np.testing.assert_array_equal(fitted.catalogue["features"]["text"][: len(own)], own)
+
+
+def test_the_size_is_that_of_the_rows_there_are():
+    from zoo.embedded import ROWS
+
+    data = zoo.load_data(shop("c", 2))
+    rows = np.zeros((21, 3, 4), np.float32)  # three sentences an item, most have one
+    rows[1:, 0], rows[5, 1] = 0.02, -0.02
+    facts = {"embedded": {"text": {ROWS: 3}}}
+    none, flat = np.zeros((21, 5), np.float32), rows.reshape(21, 12)
+    features = {"text": flat, "image": none, "audio": np.zeros((21, 0), np.float32)}
+    source = data.dataset.source | facts
+    sized = zoo.data.sized(
+        replace(data, dataset=replace(data.dataset, features=features, source=source))
+    ).dataset
+    np.testing.assert_allclose(np.abs(sized.features["text"].reshape(rows.shape)[rows != 0]), 1)
+    np.testing.assert_array_equal(sized.features["text"] == 0, flat == 0)
+    assert sized.features["image"] is none and list(sized.source["divided_by"]) == ["text"]
+
+
 def test_grafts_that_mean_nothing_are_refused(pretrained):
     made = (
         zoo.load_data(shop("c", 2), zoo.DataOptions(text=t)) for t in ("hashed", "lsa", "lsa:9")

@@ -18,6 +18,7 @@ from zoo.data import (
     as_loaded,
     load_data,
     prepare,
+    sized,
     with_codes,
     with_raw,
     with_vectors,
@@ -103,6 +104,7 @@ def fit(
     if reads_codes(model, chosen):  # codes are of the content, whoever encodes it
         data = with_codes(data if encoding else prepare(data, read), known.codes)
     data = prepare(with_raw(data, encoding) if encoding else data, read)
+    data = data if known.family == "graph" else sized(data)  # graph models as published
     data = with_vectors(data, vectors) if vectors is not None else data
     catalogue = data.catalogue(mesh)
     catalogue = data.linked(catalogue) if known.family == "graph" else catalogue
@@ -221,6 +223,8 @@ def _about(data: Data, catalogue: dict[str, Any], read: str) -> dict[str, Any]:
     read = {k: params_sha256(x) for k, x in found.items() if x}
     named = {k: getattr(options, k) for k in ("text", "features", "codes")}
     named = {k: v for k, v in named.items() if v != getattr(usual, k)}
+    if sizes := data.dataset.source.get("divided_by"):  # three digits: processors round otherwise
+        named["divided_by"] = {m: f"{size:.3g}" for m, size in sizes.items()}
     return named | ({"read": read} if read else {})
 
 

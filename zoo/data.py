@@ -20,12 +20,13 @@ from pipelines.words import words
 from zoo import coding
 from zoo import mesh as meshes
 from zoo.embed import tower_inputs
-from zoo.embedded import embedded, layered, rows_of
+from zoo.embedded import ROWS, embedded, layered, rows_of
 from zoo.encoders.small import Encoding, how_raw
 from zoo.serve import Pretrained, from_pretrained
 
 # What of a bundle's split record says who is held out, where no hash does.
 DIVIDING = ("name", "protocol", "part", "k_core", "require", "split_seed", "tie_seed")
+NEAR_ONE = (0.5, 2.0)  # the size of features that is left as it is
 log = logging.getLogger("zoo")
 
 
@@ -55,7 +56,7 @@ class Data:
     codes: dict[str, Any] = field(default_factory=dict)  # semantic ids, where a model spells them
     vectors: dict[str, np.ndarray] = field(default_factory=dict)  # of another run: items, users
     raw: dict[str, Any] = field(default_factory=dict)  # content that the model encodes itself
-    before: Dataset | None = None  # of `raw`: with the features whose place it took
+    before: Dataset | None = None  # with the features that `raw`, or another size, replaced
 
     def catalogue(self, mesh: Mesh | None = None) -> dict[str, Any]:
         """Per-item (and per-user) arrays for a model, numpy, padded to a round number of rows."""
@@ -136,6 +137,33 @@ def prepare(data: Data, sources_wanted: str) -> Data:
     dataset, problems = content.with_features(data.dataset, text=data.options.text)
     _tell(problems)
     return replace(data, dataset=dataset)
+
+
+def sized(data: Data) -> Data:
+    """With each modality's features divided by their root mean square, unless that is near one.
+
+    Initialisers and rates of learning expect the size of standardised features (items.py); rows of
+    length one, as encoders give them and `hashed` has them, are twenty times smaller, and learnt
+    that much more slowly. One number a modality: its neighbours stay, and its zeros. What was done
+    stands in `source["divided_by"]`.
+    """
+    own = data.dataset
+    found = {m: _size(own, m) for m in own.features}
+    found = {m: size for m, size in found.items() if size and not NEAR_ONE[0] < size < NEAR_ONE[1]}
+    if not found:
+        return data
+    features = own.features | {m: own.features[m] / np.float32(s) for m, s in found.items()}
+    source = own.source | {"divided_by": found}
+    dataset = replace(own, features=features, source=source)
+    return replace(data, dataset=dataset, before=data.before or own)
+
+
+def _size(dataset: Dataset, modality: str) -> float:
+    """Root mean square of the features' rows, of those that are not zero; 0 where all are."""
+    x, facts = dataset.features[modality], dataset.source.get("embedded", {}).get(modality, {})
+    rows = x.reshape(len(x) * facts.get(ROWS, 1), -1) if x.size else np.zeros((0, 1), x.dtype)
+    rows = rows[rows.any(1)]
+    return float(np.sqrt(np.mean(np.square(rows), dtype=np.float64))) if len(rows) else 0.0
 
 
 def _check_embedded(data: Data) -> None:

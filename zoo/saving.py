@@ -148,6 +148,8 @@ def _titled(data: Data, titles: bool) -> bool:
 
 def _manifest(data: Data, features: dict[str, Any]) -> dict[str, Any]:
     made = {m: {"made_by": x} for m, x in data.dataset.source.get("embedded", {}).items()}
+    for m, size in data.dataset.source.get("divided_by", {}).items():
+        made[m] = made.get(m, {}) | {"divided_by": size}
     return {
         m: {"width": int(x.shape[1]), "present": int(data.dataset.present[m].sum())}
         | made.get(m, {})
