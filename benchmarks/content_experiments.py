@@ -3,7 +3,7 @@
 MOVIES = {
     "model": "two_tower",
     "data": "ml-latest-small",
-    "options": {"require": ("image",), "k_core": 5, "split": "global-time"},
+    "options": {"require": ("image",), "k_core": 5, "split": "global-time", "text": "lsa:64"},
     "settings": {"epochs": 60, "rate": 1e-3, "patience": 6},
 }
 TOWERS = {"user": "trunk"}
@@ -38,7 +38,7 @@ COLD = {
 }
 BY_TITLE = {"items": "content", "modalities": ("text",)}
 VECTORS = {
-    "lsa": {},
+    "lsa": {"options": {**COLD["options"], "text": "lsa:64"}},
     "lsa768": {"options": {**COLD["options"], "text": "lsa:768"}},
     "minilm": {"embed": {"modality": "text"}},
 }

@@ -51,7 +51,7 @@ BERT_SEARCH = {
 # titles), and from two shops to a third by their words.
 PRETRAIN = {"epochs": 10, "batch": 64, "rate": 1e-3, "patience": 10}
 TUNE = {"epochs": 20, "batch": 64, "rate": 1e-3, "patience": 3}
-CARRIED = {"folder": "transfer", "options": {"text": "hashed"}, "knockouts": True}
+CARRIED = {"folder": "transfer", "options": {"text": "hashed:512"}, "knockouts": True}
 INSTRUMENTS = {"data": "amazon-instruments", **CARRIED}
 FILMS = {**CARRIED, "data": MOVIES["data"], "options": MOVIES["options"] | CARRIED["options"]}
 SHORT = {"fields": {"max_len": 20}, "batch": 160}  # of films, whose histories are long
@@ -243,6 +243,7 @@ EXPERIMENTS: dict[str, dict] = {
     "sasrec-content-beauty": {
         "model": "sasrec",
         "data": "amazon-beauty",
+        "options": {"text": "lsa:64"},
         "fields": {"items": "content", "dropout": 0.2},
         "settings": SLOW_LOSS,
     },
@@ -273,6 +274,7 @@ EXPERIMENTS: dict[str, dict] = {
     "sasrec-text-sports": {
         "model": "sasrec",
         "data": "amazon-sports",
+        "options": {"text": "lsa:64"},
         "fields": {"items": "both"},
         "settings": {
             "epochs": 40,

@@ -178,7 +178,7 @@ def with_features(
     of images instead (`sid_image`), their codes are hashed. Modalities that have features already
     are left as they are; what was made is named in `source["computed"]`.
     `text` is `lsa` (features.text_features; `seed` starts its SVD) or `hashed`, the same space
-    for every data set (features.hashed_text); `lsa:768` has 768 columns.
+    for every data set (features.hashed_text); `lsa:200` has 200 columns.
     DataError for a modality that is none of the three, or another `text`.
     """
     text_kind(text)
@@ -211,7 +211,7 @@ def _text(dataset: Dataset, seed: int, kind: str) -> tuple | None:
 
 
 def text_kind(text: str) -> tuple[str, int]:
-    """(`lsa` or `hashed`, columns) of `lsa`, `lsa:768` and the like; DataError for another."""
+    """(`lsa` or `hashed`, columns) of `lsa`, `lsa:200` and the like; DataError for another."""
     name, colon, width = text.partition(":")
     if name not in TEXTS or colon and not (width.isdecimal() and int(width)):
         usual = ", ".join(f"{name} ({width} columns)" for name, width in TEXTS.items())
@@ -254,5 +254,5 @@ def _from_files(
     return standardise(np.concatenate(rows), present), present, problems
 
 
-TEXTS = {"lsa": 64, "hashed": 256}  # and how many columns
+TEXTS = {"lsa": 64, "hashed": 1024}  # and how many columns
 MAKERS = {"text": _text, "image": _images, "audio": _sounds}

@@ -103,7 +103,7 @@ def text_features(texts: Sequence[str], dim: int = 64, seed: int = 0) -> np.ndar
     return standardise(x, present, columns=False)
 
 
-def hashed_text(texts: Sequence[str], dim: int = 256) -> np.ndarray:
+def hashed_text(texts: Sequence[str], dim: int = 1024) -> np.ndarray:
     """float32 [n,dim]: every word adds +1 or -1 at two hashed columns; rows of length one.
 
     No vocabulary and no statistics of the data (Weinberger et al., 2009, arXiv 0902.2206), so the

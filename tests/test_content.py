@@ -296,7 +296,7 @@ def test_keywords_stand_in_for_text_where_there_is_none():
 def test_features_of_words_are_as_wide_as_asked():
     data = catalogue(title=["red lamp", "red tent", "blue tent"])
     wide = lambda text: content.with_features(data, ("text",), text=text)[0].features["text"]  # noqa: E731
-    assert wide("lsa").shape == (4, 64) and wide("hashed").shape == (4, 256)
+    assert wide("lsa").shape == (4, 64) and wide("hashed").shape == (4, 1024)
     assert wide("lsa:2").shape == (4, 2) and wide("hashed:32").shape == (4, 32)
     scale = wide("lsa:3")[1:, :2].std() / wide("lsa:2")[1:].std()
     np.testing.assert_allclose(wide("lsa:3")[:, :2], wide("lsa:2") * scale, atol=1e-5)

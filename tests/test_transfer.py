@@ -240,6 +240,23 @@ def test_vectors_of_length_one_are_read_at_the_size_of_an_initialiser(tmp_path):
     np.testing.assert_array_equal(fitted.catalogue["features"]["text"][: len(own)], own)
 
 
+def test_words_have_the_columns_that_a_model_usually_reads(tmp_path):
+    data = zoo.load_data(shop("c", 2))
+    for model, more, width in (
+        ("sasrec", {"items": "content", "width": 16}, 768),
+        ("vbpr", {"width": 16}, 64),
+        ("two_tower", {"width": 16}, 768),
+    ):
+        steps = zoo.settings_for(model, steps=1, batch=8)
+        fitted, _ = zoo.fit(model, data, tmp_path / model, steps, **more)
+        assert fitted.catalogue["features"]["text"].shape[1] == width, model
+    told = zoo.from_pretrained(tmp_path / "sasrec").data_options()
+    assert told.text == "lsa:768", "the bundle says which"
+    own = replace(data, options=zoo.DataOptions(text="lsa:64"))
+    fitted, _ = zoo.fit("sasrec", own, settings=replace(SETTINGS, steps=1), items="content")
+    assert fitted.catalogue["features"]["text"].shape[1] == 64
+
+
 def test_the_size_is_that_of_the_rows_there_are():
     from zoo.embedded import ROWS
 

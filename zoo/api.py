@@ -21,6 +21,7 @@ from zoo.data import (
     sized,
     with_codes,
     with_raw,
+    with_text,
     with_vectors,
 )
 from zoo.encoders.small import Encoding
@@ -100,7 +101,7 @@ def fit(
     read = reads(model, chosen)
     if encoding:
         _check_encoding(model, known, read, chosen, encoding)
-    data = prepare(as_loaded(data), "id")
+    data = prepare(with_text(as_loaded(data), known.text), "id")
     if reads_codes(model, chosen):  # codes are of the content, whoever encodes it
         data = with_codes(data if encoding else prepare(data, read), known.codes)
     data = prepare(with_raw(data, encoding) if encoding else data, read)

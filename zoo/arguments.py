@@ -40,7 +40,8 @@ class DataArgs:
     split_seed: int | None = None
     tie_seed: int | None = None
     text: str | None = None
-    """Features of words: lsa, or hashed, the same space in every data set; lsa:768: columns."""
+    """Features of words: lsa, or hashed, the same space in every data set; lsa:200: of so many
+    columns."""
     codes: str | None = None
     """Semantic ids of generative models: a column, FILE.json, rkmeans[:MODALITY], opq or random;
     A,B for several languages."""

@@ -40,8 +40,8 @@ class DataOptions:
     require: tuple[str, ...] = ()  # keep items that have these modalities, before the k-core
     split_seed: int = 0
     tie_seed: int = 0  # orders interactions of equal time
-    text: str = "lsa"  # features of words: `lsa`, or `hashed`, the same space in every data set;
-    # `lsa:768` has 768 columns
+    text: str = "lsa"  # features of words: `lsa`, of as many columns as a model usually reads, or
+    # `hashed`, the same space in every data set; `lsa:200`: of 200 columns
     codes: str | None = None  # semantic ids (zoo/coding.py); None: the model's usual ones
     features: tuple[str, ...] = ()  # folders of `zoo embed`, one a modality
 
@@ -232,6 +232,14 @@ def as_loaded(data: Data) -> Data:
     """Without what another model's fit has put in: codes, vectors, raw content."""
     own = data.before or data.dataset
     return replace(data, dataset=own, codes={}, vectors={}, raw={}, before=None)
+
+
+def with_text(data: Data, usual: str) -> Data:
+    """With the `usual` features of words, where its options do not say how many columns of LSA, and
+    none are there yet."""
+    if data.options.text != "lsa" or "text" in data.dataset.features:
+        return data
+    return replace(data, options=replace(data.options, text=usual))
 
 
 def with_codes(data: Data, usual: str) -> Data:

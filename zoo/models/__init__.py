@@ -20,6 +20,12 @@ class Entry(NamedTuple):
     targets: str = "next"  # what a training batch asks for: pipelines.transforms.SCHEMES
     codes: str = "rkmeans"  # the semantic ids that it reads, if it does and none are named
 
+    @property
+    def text(self) -> str:
+        """The features of words that it reads, if it does and none are named: many columns where
+        they alone tell items apart, few where they are quantised, or smoothed over a graph."""
+        return "lsa:768" if self.family in ("sequential", "two-tower") else "lsa"
+
     def constructor(self):
         """The function that returns the Recommender."""
         return getattr(importlib.import_module(self.home), self.function)
