@@ -254,6 +254,13 @@ EXPERIMENTS: dict[str, dict] = {
         "settings": SLOW_LOSS | {"rate": 1e-3},
     },
     "sasrec-text-beauty": {"model": "sasrec", **BY_BOTH, "settings": SLOW_LOSS},
+    "sasrec-both-instruments": {  # IDs, titles and the images' ids
+        "model": "sasrec",
+        "data": "amazon-instruments",
+        "options": WORDS["options"],
+        "fields": {"items": "both"},
+        "settings": {"epochs": 40, "rate": 1e-3, "evaluate_every": 100, "patience": 3},
+    },
     "sasrec-bce-beauty": {
         "model": "sasrec",
         "data": "amazon-beauty",
