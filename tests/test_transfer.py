@@ -252,6 +252,8 @@ def test_words_have_the_columns_that_a_model_usually_reads(tmp_path):
         assert fitted.catalogue["features"]["text"].shape[1] == width, model
     told = zoo.from_pretrained(tmp_path / "sasrec").data_options()
     assert told.text == "lsa:768", "the bundle says which"
+    _, seen = zoo.fit("sasrec", data, settings=replace(SETTINGS, steps=1))
+    assert seen.options.text == "lsa", "nor where no words are read"
     own = replace(data, options=zoo.DataOptions(text="lsa:64"))
     fitted, _ = zoo.fit("sasrec", own, settings=replace(SETTINGS, steps=1), items="content")
     assert fitted.catalogue["features"]["text"].shape[1] == 64

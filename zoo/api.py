@@ -101,9 +101,10 @@ def fit(
     read = reads(model, chosen)
     if encoding:
         _check_encoding(model, known, read, chosen, encoding)
-    data = prepare(with_text(as_loaded(data), known.text), "id")
+    data = prepare(as_loaded(data), "id")
     if reads_codes(model, chosen):  # codes are of the content, whoever encodes it
         data = with_codes(data if encoding else prepare(data, read), known.codes)
+    data = with_text(data, known.text) if read != "id" else data
     data = prepare(with_raw(data, encoding) if encoding else data, read)
     data = data if known.family == "graph" else sized(data)  # graph models as published
     data = with_vectors(data, vectors) if vectors is not None else data
