@@ -165,7 +165,8 @@ def _short(value: Any) -> str:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
-        raise RowsError(f"{folder} holds no {MANIFEST}: expected a folder that `zoo embed` made.")
+        found = f"holds no {MANIFEST}" if Path(folder).is_dir() else "is no folder here"
+        raise RowsError(f"{folder} {found}: expected a folder that `zoo embed` made.")
     try:
         found = json.loads(path.read_bytes())
         known = {"facts", "done", "shards", "files"} <= set(found) and found["format"] == FORMAT

@@ -4,6 +4,7 @@ Nothing is silently filled: a decoder returns the rows, which of them are real (
 what was wrong with the others (`problems`). An empty source ('' or None) is absent, no problem.
 """
 
+import hashlib
 import html
 import io
 import re
@@ -196,6 +197,19 @@ def with_features(
     return replace(dataset, features=features, present=present, source=source), problems
 
 
+def content_sha256(dataset: Dataset, modalities: Sequence[str]) -> str:
+    """Hex sha256 of what `with_features` reads of these modalities: the words, and files' bytes."""
+    found = hashlib.sha256()
+    for modality in sorted(modalities):
+        for name in READ.get(modality, ()):
+            for cell in dataset.columns.get(name, ()):
+                file = Path(cell) if name in FILED and cell else None
+                here = file is not None and file.is_file()
+                one = file.read_bytes() if here else str(cell).encode()
+                found.update(len(one).to_bytes(8) + one)
+    return found.hexdigest()
+
+
 def _text(dataset: Dataset, seed: int, kind: str) -> tuple | None:
     columns = [dataset.columns[name] for name in TEXT_COLUMNS if name in dataset.columns]
     if not columns:  # machine-written keywords stand in: `|` and `▁` part their pieces
@@ -255,4 +269,6 @@ def _from_files(
 
 
 TEXTS = {"lsa": 64, "hashed": 1024}  # and how many columns
+FILED = ("image", "audio")  # columns that name files
+READ = {"text": TEXT_COLUMNS + KEYWORDS, "image": ("image", "sid_image"), "audio": ("audio",)}
 MAKERS = {"text": _text, "image": _images, "audio": _sounds}

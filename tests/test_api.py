@@ -105,8 +105,9 @@ def test_k_may_be_all_that_is_left_and_no_more(bundle):
     assert len({x.item for x in rest}) == N_ITEMS - 1
     with pytest.raises(ValueError, match="k is 40; expected 1 to 39"):
         bundle.recommend(["item-00"], k=N_ITEMS)
-    with pytest.raises(ValueError, match="expected 1 to 39"):
-        bundle.recommend(["item-00"], k=0)
+    for k in (0, 2.5):
+        with pytest.raises(ValueError, match="expected 1 to 39"):
+            bundle.recommend(["item-00"], k=k)
 
 
 def test_only_the_allowed_compete_and_nothing_is_compiled_anew(bundle):
@@ -130,8 +131,12 @@ def test_only_the_allowed_compete_and_nothing_is_compiled_anew(bundle):
 
 
 def test_bad_histories_are_told(bundle):
-    with pytest.raises(DataError, match="history is empty"):
+    with pytest.raises(DataError, match="history is empty: give item ids, such as 'item-"):
         bundle.recommend([])
+    for wrong in (None, "item-01"):
+        with pytest.raises(DataError, match="expected a list of item ids"):
+            bundle.recommend(wrong)
+    assert bundle.recommend_batch([]) == []
     with pytest.raises(DataError, match=r"\['item-99'\] not among the 40 items.*item-"):
         bundle.recommend(["item-01", "item-99"])
 
@@ -349,6 +354,14 @@ def test_command_line(run, tmp_path, capsys):
         (["floors", "--data", "/nowhere"], "/nowhere"),
         (["train", "popularity", "--data", "/nowhere", "--out", "y"], "/nowhere"),
         (["pretrain", "popularity", "--data", "x", "--out", "y"], "no pretraining stage"),
+        (["pretrain", "contrastiv", "--data", "x", "--out", "y"], "nearest: contrastive"),
+        (["train", "sasrec", "--data", "x", "--out", "y", "--model.max-len", "0"], "max_len is 0"),
+        (["recommend", "quickstart", "--history", "a", "--times", "a,b"], "--times has 'a'"),
+        (
+            ["recommend", "quickstart", "--history", "a", "--allowed", "/nowhere"],
+            "no file /nowhere",
+        ),
+        (["quickstart", "--epochs", "-1"], "epochs is -1"),
     ],
 )
 def test_mistakes_are_one_clear_message(argv, told, capsys):
@@ -416,6 +429,52 @@ def test_a_bare_pair_has_to_say_how_long_its_histories_are(graph_run):
     _, fitted, seen = graph_run
     with pytest.raises(ValueError, match="name max_len"):
         zoo.evaluate((fitted.recommender, fitted.params), seen)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": -3}, {"epochs": "five"}, {"steps": -5}, {"batch": 0}, {"accumulate": 0},
+        {"rate": -1.0}, {"rate": float("nan")}, {"flops": -5.0}, {"clip": 0.0}, {"patience": -1},
+        {"weight_decay": -0.1}, {"weight_decay": float("inf")}, {"dispatch": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_out_of_range_are_told(wrong):
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(ValueError, match=f"{name} is {value}; expected a"):
+        zoo.settings_for("sasrec", **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong,told",
+    [
+        ({"width": 0}, "width is 0"),
+        ({"layers": -1}, "layers is -1"),
+        ({"dropout": 1.5}, "dropout is 1.5; expected a number of at least 0, below 1"),
+        ({"dropout": float("nan")}, "dropout is nan"),
+        ({"width": 10, "heads": 3}, "10 is not a multiple of 3 heads; .* such as 9"),
+    ],
+)
+def test_sizes_that_no_model_can_have_are_told(wrong, told):
+    with pytest.raises(ValueError, match=told):
+        zoo.build("sasrec", **wrong)
+
+
+def test_another_content_under_the_same_names_is_another_run(tmp_path):
+    rows, settings = chain(users=20), zoo.settings_for("sasrec", steps=1)
+    ids = sorted({str(x) for x in rows["items"]})
+
+    def fit(titles):
+        columns = {"item_id": ids, "title": titles}
+        data = zoo.load_data(from_arrays(**rows, item_columns=columns))
+        return zoo.fit("sasrec", data, tmp_path, settings, items="both", width=8)
+
+    titles = [f"a thing of kind {i}" for i in range(len(ids))]
+    fit(titles)
+    fit(titles)
+    with pytest.raises(ValueError, match=r"another run: read.content is "):
+        fit(titles[::-1])
 
 
 def test_settings_follow_the_family():

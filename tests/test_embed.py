@@ -339,6 +339,9 @@ def test_vectors_become_features_by_item_id(dataset, texts):
         embedded(texts[0], with_them)
     with pytest.raises(DataError, match="vectors of world, the data set is beauty"):
         embedded(texts[0], replace(dataset, name="beauty"))
+    titles = {**dataset.columns, "title": dataset.columns["title"][::-1]}
+    with pytest.raises(DataError, match="vectors of other texts"):
+        embedded(texts[0], replace(dataset, columns=titles))
     strange = np.array([*dataset.item_ids[:-1], "new"], object)
     with pytest.raises(DataError, match=r"no rows for 1 of 30 items, first \['new'\]"):
         embedded(texts[0], replace(dataset, item_ids=strange))

@@ -71,8 +71,33 @@ def test_names_are_answered_with_near_ones(tmp_path):
     with pytest.raises(ValueError, match="no features called.*audio"):
         tokenize(data(), tmp_path / "x.json", modality="audio")
     assert main(["tokenize", "--data", "/nowhere", "--out", str(tmp_path / "x.json")]) == 2
-    with pytest.raises(ValueError, match="expected at least 1 step"):
-        tokenize(data(), tmp_path / "x.json", method="rqvae", steps=0)
+    for wrong in ({"method": "rqvae", "steps": 0}, {"levels": 0}, {"size": 0}):
+        with pytest.raises(ValueError, match="is 0; expected a whole number of at least 1"):
+            tokenize(data(), tmp_path / "x.json", **wrong)
+    with pytest.raises(ValueError, match=r"ends in \.json"):
+        tokenize(data(), tmp_path / "x")
+    bare = from_arrays(np.repeat(np.arange(9), 5), np.tile(list("abcde"), 9), np.arange(45))
+    with pytest.raises(DataError, match="no content to make codes of"):
+        tokenize(zoo.load_data(bare), tmp_path / "x.json")
+
+
+def test_the_vectors_that_are_named_become_the_codes(tmp_path):
+    plain = data()
+    rng = np.random.default_rng(1)
+    own = plain.dataset
+    vectors = {m: rng.normal(size=(N + 1, 4)).astype(np.float32) for m in ("image", "audio")}
+    there = {m: np.arange(N + 1) > 0 for m in vectors}
+
+    def told(*modalities):
+        made = {"embedded": {m: {} for m in modalities}}
+        some = {m: vectors[m] for m in modalities}, {m: there[m] for m in modalities}
+        dataset = replace(own, features=some[0], present=some[1], source=own.source | made)
+        one = replace(plain, dataset=dataset)
+        return tokenize(one, tmp_path / "x.json", levels=2, size=8)["modality"]
+
+    assert told() == "text" and told("image") == "image"
+    with pytest.raises(ValueError, match="audio and image: say which"):
+        told("image", "audio")
 
 
 def test_an_rqvae_makes_codes_that_its_file_makes_again(tmp_path):

@@ -444,8 +444,10 @@ def test_a_model_that_reads_times_asks_for_them(tmp_path):
         bundle.recommend(history, k=3)
     with pytest.raises(DataError, match="one time an item"):
         bundle.recommend(history, 3, times=[1.0])
-    with pytest.raises(DataError, match="oldest first"):
+    with pytest.raises(DataError, match="2.0 is before 3.0; expected the history oldest first"):
         bundle.recommend(history, 3, times=[3.0, 2.0, 1.0])
+    with pytest.raises(DataError, match="nan.*expected seconds"):
+        bundle.recommend(history, 3, times=[1.0, float("nan"), 3.0])
     near, far = (bundle.recommend(history, 3, times=[0.0, gap, 2 * gap]) for gap in (1.0, 1e7))
     assert [x.score for x in near] != [x.score for x in far]
     session = bundle.session()
@@ -473,6 +475,9 @@ def test_a_session_of_an_hstu_that_asks_at_its_own_times_reads_each_event_once(t
         assert [x.score for x in grown] == pytest.approx([x.score for x in whole], abs=1e-4)
     with pytest.raises(DataError, match="expected the history oldest first"):
         session.append(history[0], 1.0)
+    for wrong in (float("nan"), "yesterday"):
+        with pytest.raises(DataError, match="expected seconds"):
+            session.append(history[0], wrong)
     fresh = bundle.session()
     with pytest.raises(ValueError, match="give the times"):
         fresh.append(history[0])
@@ -554,12 +559,14 @@ def test_an_adapted_run_moves_what_its_recipe_says_and_comes_back_from_its_bundl
     lines = bundle.recommend([bundle.item_ids[1]], k=3)
     assert len(lines) == 3
     assert main(["merge", str(tmp_path), "--out", str(tmp_path / "whole")]) == 0
+    assert main(["merge", str(tmp_path), "--out", str(tmp_path / "whole")]) == 0, "the same again"
+    assert main(["merge", str(tmp_path), "--out", str(tmp_path)]) == 2, "a run is not overwritten"
     whole = api.from_pretrained(tmp_path / "whole")
     assert "adapt" not in whole.config and "lora" not in whole.params
     alike = whole.recommend([bundle.item_ids[1]], k=3)
     assert [x.item for x in alike] == [x.item for x in lines]
     assert [x.score for x in alike] == pytest.approx([x.score for x in lines], abs=1e-4)
-    with pytest.raises(ValueError, match="adapted by None, without a prior; expected an adapted"):
+    with pytest.raises(ValueError, match="not adapted: it has nothing to merge"):
         save_merged(tmp_path / "again", whole)
     with pytest.raises(ValueError, match="adapt is 'bitfit"):
         zoo.fit("sasrec", other, tmp_path, settings, graft=content_run, adapt="freeze", **TINY)

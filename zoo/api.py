@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from checkpoints.store import params_sha256
 from pipelines import loader as loaders
+from pipelines.content import content_sha256
 from pipelines.schema import Dataset
 from zoo import counted, evaluation
 from zoo.data import (
@@ -28,6 +29,7 @@ from zoo.encoders.small import Encoding
 from zoo.fitting import fit as fit_split
 from zoo.graft import Names
 from zoo.models import Entry, build, entry, fields, from_nothing, reads, reads_codes
+from zoo.names import at_least
 from zoo.recommender import Recommender
 from zoo.result import Result
 from zoo.run import Fitted
@@ -216,13 +218,15 @@ def _check_encoding(
 
 def _about(data: Data, catalogue: dict[str, Any], read: str) -> dict[str, Any]:
     """What decides what a model reads of an item, where that is not the usual: options, and what
-    came of them. Features that the run computes are left out: another processor rounds them
-    otherwise, and a run may go on there."""
+    came of them. Of features that the run computes, what they are made of: another processor rounds
+    them otherwise, and a run may go on there."""
     usual, options = DataOptions(), data.options
     own = data.dataset.features if read != "id" else {}
-    given = {m: x for m, x in own.items() if m not in data.dataset.source.get("computed", ())}
+    computed = [m for m in own if m in data.dataset.source.get("computed", ())]
+    given = {m: x for m, x in own.items() if m not in computed}
     found = {k: catalogue.get(k) for k in ("codes", "vectors", "raw")} | {"features": given}
     read = {k: params_sha256(x) for k, x in found.items() if x}
+    read |= {"content": content_sha256(data.dataset, computed)} if computed else {}
     named = {k: getattr(options, k) for k in ("text", "features", "codes")}
     named = {k: v for k, v in named.items() if v != getattr(usual, k)}
     if sizes := data.dataset.source.get("divided_by"):  # three digits: processors round otherwise
@@ -231,7 +235,7 @@ def _about(data: Data, catalogue: dict[str, Any], read: str) -> dict[str, Any]:
 
 
 def evaluate(
-    model: Pretrained | Fitted | tuple[Recommender, Any],
+    model: Pretrained | Fitted | tuple[Recommender, Any] | str | Path,
     data: Data | str | Path,
     split: str = "test",
     ks: Sequence[int] = (5, 10, 20),
@@ -240,8 +244,11 @@ def evaluate(
     catalogue: dict[str, Any] | None = None,
     batch: int = 512,
 ) -> Result:
-    """Full-ranking metrics of a bundle, of what `fit` returned, or of (recommender, params), on
-    `valid` or `test`. max_len: events of a history that (recommender, params) reads."""
+    """Full-ranking metrics of a bundle (or its folder or name), of what `fit` returned, or of
+    (recommender, params), on `valid` or `test`. max_len: events of a history that (recommender,
+    params) reads."""
+    at_least(1, batch=batch)
+    model = from_pretrained(model) if isinstance(model, str | Path) else model
     if isinstance(model, Pretrained):
         data = data if isinstance(data, Data) else load_data(data, model.data_options())
         model.check_same_items(data.dataset)

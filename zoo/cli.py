@@ -142,7 +142,11 @@ def _recommend(argv: list[str]) -> int:
     from zoo.serve import from_pretrained
 
     history = [item.strip() for item in args.history.split(",") if item.strip()]
-    times = None if args.times is None else [float(t) for t in args.times.split(",")]
+    times = None if args.times is None else [_seconds(t) for t in args.times.split(",")]
+    if args.allowed and not args.allowed.is_file():
+        raise ValueError(
+            f"--allowed: there is no file {args.allowed}; expected item ids, one a line."
+        )
     allowed = args.allowed.read_text().split("\n") if args.allowed else None
     allowed = allowed and [item.strip() for item in allowed if item.strip()]
     lines = from_pretrained(name).recommend(history, args.k, times, allowed)
@@ -152,6 +156,13 @@ def _recommend(argv: list[str]) -> int:
         return 0
     told = [{"item": x.item, "score": round(x.score, 5), "title": x.title} for x in lines]
     return tell({"history": history, "recommendations": told}, True)
+
+
+def _seconds(told: str) -> float:
+    try:
+        return float(told)
+    except ValueError as error:
+        raise ValueError(f"--times has '{told}'; expected seconds as numbers.") from error
 
 
 def _fuse(argv: list[str]) -> int:
@@ -257,3 +268,7 @@ def _quickstart(argv: list[str]) -> int:
     with Bar("train", "recall@10") as bar:
         result = quickstart(args.out, args.epochs, args.seed, bar, quiet=args.json)
     return tell(result, True) if args.json else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

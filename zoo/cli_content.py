@@ -71,7 +71,7 @@ def tokenize_command(argv: list[str]) -> int:
         """An index that zoo tokenize wrote: its items keep their codes, and the others get theirs
         by what made it. The options of the quantiser do not count then."""
         modality: str | None = None
-        """Whose features to make codes of; None: text."""
+        """Whose features to make codes of; None: those of --features, else text."""
         run: str | None = None
         """A trained run or bundle whose item vectors to make codes of, instead of features."""
         method: str = "rkmeans"

@@ -103,7 +103,13 @@ def merge_command(name: str, argv: list[str]) -> int:
         json: bool = False
 
     args = parse(MergeArgs, argv, "merge RUN_OR_BUNDLE", "what LoRA learned, inside the kernels")
-    from zoo.saving import save_merged
+    from checkpoints.store import params_sha256
+    from zoo.saving import check_merged, save_merged
     from zoo.serve import from_pretrained
+    from zoo.settings import claim
 
-    return tell({"bundle": str(save_merged(args.out / "bundle", from_pretrained(name)))}, args.json)
+    bundle = from_pretrained(name)
+    check_merged(bundle)
+    mine = {"model": bundle.config["model"], "merged": params_sha256(bundle.params)}
+    claim(args.out, {**mine, "split": bundle.split["hash"]})
+    return tell({"bundle": str(save_merged(args.out / "bundle", bundle))}, args.json)

@@ -33,13 +33,18 @@ def pretrain_command(argv: list[str]) -> int:
 
 def _fit(argv: list[str], command: str, names: list[str], **preset: Any) -> int:
     name = positional(argv, "MODEL", command)
-    from zoo.models import entry
+    from zoo.models import MODELS, entry
+    from zoo.names import unknown
 
     if name in ("-h", "--help"):
         print(f"usage: zoo {command} MODEL --data DIR --out RUN [options]")
         print("models: " + ", ".join(names))
         print(f"zoo {command} MODEL --help shows a model's options.")
         return 0
+    if command == "pretrain" and name not in MODELS:
+        from zoo.cli_content import OBJECTIVES
+
+        raise unknown("nothing to pretrain is called", name, [*OBJECTIVES, *names])
     if entry(name).family == "floor" and command == "train":
         from zoo.cli_floors import count_command
 

@@ -202,7 +202,7 @@ def _divided_otherwise(theirs: dict[str, Any], data: Data) -> bool:
 
 def _tell(problems: list[content.Problem]) -> None:
     for problem in problems[:5]:
-        log.warning("masked: %s", problem)
+        log.warning("masked: row %d, %s: %s", *problem)
     if problems:
         log.warning("%d contents could not be read and are masked as missing", len(problems))
 

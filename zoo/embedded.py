@@ -8,7 +8,7 @@ import numpy as np
 
 from checkpoints.rows import differences, read_rows
 from pipelines.schema import DataError, Dataset
-from zoo.encoders.inputs import json_sha256
+from zoo.encoders.inputs import item_sentences, item_texts, json_sha256
 
 LAYERS = "layers"
 ROWS = "item_rows"  # the fact that says how many rows of an item stand side by side
@@ -20,7 +20,8 @@ def embedded(folder: str | Path, dataset: Dataset) -> Dataset:
 
     Items are found by their ids, so those of a k-core are too. They take the place of features of
     that modality that the data set had. Raises ValueError for a folder that is none, unfinished
-    or damaged, and DataError for one of another data set or of other items.
+    or damaged, and DataError for one of another data set, of other items or of other texts (files
+    are not read again: a machine that has the vectors need not have the pictures).
     """
     made = read_rows(folder)
     facts, ids = made.facts, ids_of(dataset)
@@ -31,6 +32,8 @@ def embedded(folder: str | Path, dataset: Dataset) -> Dataset:
         )
     if json_sha256(ids) != facts["items_sha256"]:
         made = made._replace(**_picked(made.vectors, made.present, made.ids, ids, folder))
+    else:
+        _check_texts(facts, dataset, folder)
     modality = facts["modality"]
     if modality in dataset.source.get("embedded", {}):
         raise DataError(f"{folder}: '{modality}' has vectors already: name one folder a modality.")
@@ -47,6 +50,21 @@ def embedded(folder: str | Path, dataset: Dataset) -> Dataset:
 def space_differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     """How the meaning of vectors differs, of two manifests' facts ({}: features of no encoder)."""
     return differences({k: theirs.get(k) for k in SPACE}, {k: mine.get(k) for k in SPACE})
+
+
+def _check_texts(facts: dict[str, Any], dataset: Dataset, folder: Any) -> None:
+    """Raise DataError for vectors of other texts than those of the same items here."""
+    how = facts.get("preprocessing", {})
+    if facts["modality"] != "text" or "tokens" not in how or "content_sha256" not in facts:
+        return  # not of a published text tower
+    many = how.get("sentences", 0)
+    said = item_sentences(dataset, many) if many else [[x] for x in item_texts(dataset)]
+    texts = [text for own in said for text in own if text]
+    if texts and json_sha256(texts) != facts["content_sha256"]:
+        raise DataError(
+            f"{folder} holds vectors of other texts than the items of {dataset.name} have: they "
+            "were changed since, or are another shop's. Embed them anew, to another folder."
+        )
 
 
 def _picked(vectors, present, theirs: list[str], ids: list[str], folder: Any) -> dict[str, Any]:

@@ -43,9 +43,9 @@ class Items(nn.Module):
         absent = [m for m in wanted if m not in has]
         if self.sources != "id" and (absent or not wanted):
             raise ValueError(
-                f"sources='{self.sources}' needs content features "
+                f"items='{self.sources}' needs content features "
                 f"{list(wanted) or '(any)'}; the catalogue has {has}. "
-                "Add features to the data or use sources='id'."
+                "Add features to the data or use items='id'."
             )
         content = () if self.sources == "id" else wanted
         return content if self.sources == "content" else ("id", *content)

@@ -1,7 +1,9 @@
-"""An unknown name is answered with the nearest known ones."""
+"""What a user gave: an unknown name is answered with the nearest, a number with its range."""
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 
 def check(**chosen: tuple[str, Iterable[str]]) -> None:
@@ -9,6 +11,30 @@ def check(**chosen: tuple[str, Iterable[str]]) -> None:
     for field, (value, known) in chosen.items():
         if value not in known:
             raise unknown(f"unknown {field}", value, known)
+
+
+def at_least(least: int, **given: object) -> None:
+    """Raise ValueError for the first value that is no whole number of at least `least`."""
+    for name, value in given.items():
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name} is {value}; expected a whole number of at least {least}.")
+
+
+def between(low: float, high: float, **given: object) -> None:
+    """Raise ValueError for the first value that is no number with low <= value < high."""
+    for name, value in given.items():
+        if not isinstance(value, Real) or not low <= value < high:
+            expected = f"below {high:g}" if math.isfinite(high) else "finite"
+            raise ValueError(
+                f"{name} is {value}; expected a number of at least {low:g}, {expected}."
+            )
+
+
+def above_zero(**given: object) -> None:
+    """Raise ValueError for the first value that is no finite number above zero."""
+    for name, value in given.items():
+        if not isinstance(value, Real) or not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; expected a finite number above 0.")
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:

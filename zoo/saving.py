@@ -89,19 +89,26 @@ def save(
     )
 
 
+def check_merged(bundle: Pretrained) -> None:
+    """Raise ValueError for a bundle without LoRA to merge, and for one with a prior: merge first,
+    then `zoo fuse`."""
+    if "adapt" not in bundle.config:
+        raise ValueError(
+            f"the bundle of {bundle.config['model']} is not adapted: it has nothing to merge. "
+            "Expected a run of --adapt lora:8 or the like."
+        )
+    if "prior" in bundle.config:
+        raise ValueError("the bundle has a prior: merge what it was made of, then zoo fuse that.")
+
+
 def save_merged(folder: str | Path, bundle: Pretrained) -> Path:
     """The bundle as one of the model alone, what LoRA learned added to its kernels: as large, and
     as fast, as before it was adapted.
 
-    Raises ValueError for a bundle that is not adapted, for additions that are layers of their own
-    (adapters, prompts), and for one with a prior: merge first, then `zoo fuse`.
+    Raises ValueError where `check_merged` does, and for additions that are layers of their own
+    (adapters, prompts).
     """
-    if "adapt" not in bundle.config or "prior" in bundle.config:
-        raise ValueError(
-            f"the bundle is of {bundle.config['model']}, adapted by {bundle.config.get('adapt')}, "
-            f"{'with' if 'prior' in bundle.config else 'without'} a prior; expected an adapted "
-            "model without one."
-        )
+    check_merged(bundle)
     config = {k: v for k, v in bundle.config.items() if k != "adapt"}
     params = meshes.fetch(merged(bundle.recommender, bundle.params))
     return save_again(folder, bundle.bundle, config, params, bundle.bundle.evaluation)
@@ -161,7 +168,11 @@ def card(model: str, config: dict, split: dict, results: dict) -> str:
     """The bundle's README: what it is, what it learned from, what it reached."""
     lines = [f"# {model}", "", entry(model).summary + f" ({entry(model).paper}).", ""]
     lines += [f"Data: {split['data']}, split {split['name']} ({split['protocol']}),"]
-    how = f"trained for {config['steps']} steps" if config["steps"] else "counted, not trained"
+    how = f"trained for {config['steps']} steps"
+    if not config["steps"]:
+        how = (
+            "counted, not trained" if entry(model).family == "floor" else "not trained any further"
+        )
     lines += [f"split hash `{split['hash']}`; {how}.", *_prior(config), ""]
     lines += ["| split | metric | value |", "|---|---|---|"]
     for name, metrics in results.items():

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +91,8 @@ class Pretrained:
 
     def numbers(self, history: Sequence[str], called: str = "history") -> list[int]:
         """Inner ids of external ones. Raises DataError naming the unknown ids."""
+        if history is None or isinstance(history, str):
+            raise DataError(f"{called} is {history!r}; expected a list of item ids.")
         wanted = [str(item) for item in history]
         unknown = [item for item in wanted if item not in self._numbers]
         if unknown:
@@ -100,7 +103,7 @@ class Pretrained:
                 + f"; ids look like '{self.item_ids[1]}'."
             )
         if not wanted:
-            raise DataError(f"{called} is empty: give at least one item id, such as ['ID1'].")
+            raise DataError(f"{called} is empty: give item ids, such as '{self.item_ids[1]}'.")
         return [self._numbers[item] for item in wanted]
 
     def recommend(
@@ -124,7 +127,9 @@ class Pretrained:
         times: Sequence[Sequence[float]] | None = None,
         allowed: Sequence[str] | None = None,
     ) -> list[list[Recommendation]]:
-        """`recommend` for several histories at once."""
+        """`recommend` for several histories at once; of none, none."""
+        if not len(histories):
+            return []
         numbers = [self.numbers(history) for history in histories]
         index = self._among(allowed)
         self._check_k(k, numbers, index)
@@ -146,7 +151,7 @@ class Pretrained:
     def _check_k(self, k: int, numbers: list[list[int]], index: Any) -> None:
         left = np.asarray(index["valid"])
         available = int(left.sum()) - max(int(left[list(set(row))].sum()) for row in numbers)
-        if not 1 <= k <= available:
+        if not isinstance(k, Integral) or not 1 <= k <= available:
             raise ValueError(
                 f"k is {k}; expected 1 to {available}: the items that compete less those of the "
                 "history."
@@ -185,12 +190,15 @@ class Pretrained:
         theirs = [str(x) for x in dataset.item_ids]
         if theirs == self.item_ids:
             return
-        pairs = zip(self.item_ids, theirs, strict=False)
-        first = next((i for i, (a, b) in enumerate(pairs) if a != b), "the end")
+        pairs = enumerate(zip(self.item_ids, theirs, strict=False))
+        first = next(
+            (f"differ first at item {i}: '{a}', '{b}'" for i, (a, b) in pairs if a != b), ""
+        )
         raise DataError(
             f"the bundle knows {len(self.item_ids) - 1} items, {dataset.name} has "
-            f"{dataset.n_items}; they differ first at item {first}. Use the data it was "
-            "trained on, with the same options (part, k_core, require)."
+            f"{dataset.n_items}; they {first or 'are the same as far as both go'}. Use the data it "
+            "was trained on, with the same options (part, k_core, require), or train on this one "
+            "(zoo train --graft starts from the bundle)."
         )
 
     def vectors(self, dataset: Dataset, split: Split) -> dict[str, np.ndarray]:
@@ -253,10 +261,8 @@ class Session:
                 f"{len(self.times)} of {len(self.history)} events so far have a time: give one "
                 "with every event, or with none."
             )
-        if self.times and time < self.times[-1]:
-            raise DataError(
-                f"{time} is before {self.times[-1]}; expected the history oldest first."
-            )
+        if time is not None:
+            _check_times(np.array([*self.times[-1:], _number(time)]))
         ids = jnp.asarray(b.numbers([item]), jnp.int32)
         if self._reader is not None and len(self.history) < b.max_len:
             clock = None if time is None else seconds(np.array([time - (self.times or [time])[0]]))
@@ -287,9 +293,26 @@ def _timed(histories: Ragged, times: Sequence[Sequence[float]] | None) -> Ragged
             f"times: {given.lengths.tolist()} for histories of {histories.lengths.tolist()} items; "
             "expected one time an item."
         )
-    if any(np.any(np.diff(given[row]) < 0) for row in range(len(given))):
-        raise DataError("times go back; expected the history oldest first.")
+    for row in range(len(given)):
+        _check_times(given[row])
     return replace(histories, times=given.values)
+
+
+def _check_times(times: np.ndarray) -> None:
+    """Raise DataError for times that are no numbers, or go back."""
+    if not np.all(np.isfinite(times)):
+        raise DataError(f"times are {times.tolist()}; expected seconds, one an item.")
+    if np.any(back := np.diff(times) < 0):
+        at = int(np.argmax(back))
+        raise DataError(
+            f"{times[at + 1]} is before {times[at]}; expected the history oldest first."
+        )
+
+
+def _number(time: Any) -> float:
+    if not isinstance(time, Real):
+        raise DataError(f"a time is {time!r}; expected seconds as a number.")
+    return float(time)
 
 
 def _with_prior(recommender: Recommender, prior: dict[str, Any] | None) -> Recommender:

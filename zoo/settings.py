@@ -1,6 +1,7 @@
 """How a run is trained, what makes two runs the same, and what a family is trained with."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from checkpoints.store import params_sha256, write_run
 from pipelines.schema import Split
 from zoo.metrics import RANKING
 from zoo.models import entry
-from zoo.names import unknown
+from zoo.names import above_zero, at_least, between, unknown
 
 KS = (5, 10, 20)
+COUNTS = ("epochs", "batch", "accumulate", "evaluate_every", "evaluate_batch", "dispatch")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,13 @@ class Settings:
     select: str = "ndcg@10"  # the validation metric that chooses the parameters
     evaluate_batch: int = 512
     dispatch: int | None = 1  # steps a dispatch, rows of one width if not 1; None: an epoch
+
+    def __post_init__(self) -> None:
+        given = {k: v for k, v in asdict(self).items() if v is not None}
+        at_least(0, **{k: given[k] for k in ("steps", "warmup", "patience") if k in given})
+        at_least(1, **{k: given[k] for k in COUNTS if k in given})
+        above_zero(**{k: given[k] for k in ("flops", "rate", "clip") if k in given})
+        between(0, math.inf, weight_decay=self.weight_decay)
 
 
 # What a family is trained with unless told otherwise. graph: the protocol of MMRec

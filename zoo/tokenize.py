@@ -21,7 +21,7 @@ from pipelines.codes import (
     letters_of,
     write_index,
 )
-from pipelines.schema import Dataset
+from pipelines.schema import DataError, Dataset
 from pipelines.words import category_of
 from zoo import quantize
 from zoo.append_codes import space_of
@@ -29,7 +29,7 @@ from zoo.code_quality import quality
 from zoo.coding import catalogue_of, sizes
 from zoo.data import Data, prepare
 from zoo.letter import Letter
-from zoo.names import unknown
+from zoo.names import at_least, unknown
 from zoo.quantised import Quantised, by_codebooks, by_rqvae
 from zoo.rqvae import RQVAE, fit_rqvae
 from zoo.semantic_ids import resolve
@@ -64,17 +64,18 @@ def tokenize(
     """Codes of every item that has a vector, to OUT (a JSON index) and OUT.npz (what made them,
     for items that come later: append_codes.py).
 
-    modality: whose features are the vectors, None: text; run: a run or bundle whose item vectors
-    to take instead. method: residual k-means, product quantisation, that with learned rotations,
-    or an RQ-VAE. batch: rows a step of residual k-means, None for all of them. steps: of k-means a
-    level (with `batch` so many batches), None: 25; of the RQ-VAE, rounded up to whole epochs, None:
-    3000. hidden, width, balance (Sinkhorn's epsilon of the last level, 0: off) and teacher are of
-    the RQ-VAE. teacher: a run whose item vectors its ids shall follow, of that width (letter.py).
-    resolver: what makes colliding codes unique (semantic_ids.resolve), None: `popularity` of a
-    run's vectors, else `digit`. mesh: over which residual k-means spreads the vectors. Returns the
-    quality report, of the codes before collisions are resolved. Raises ValueError for an unknown
-    name, for an option of another method, for vectors that are not finite or too few, for a run of
-    other items or of another split, and for one without item vectors.
+    modality: whose features are the vectors, None: those that the data's options name, else text;
+    run: a run or bundle whose item vectors to take instead. method: residual k-means, product
+    quantisation, that with learned rotations, or an RQ-VAE. batch: rows a step of residual k-means,
+    None for all of them. steps: of k-means a level (with `batch` so many batches), None: 25; of the
+    RQ-VAE, rounded up to whole epochs, None: 3000. hidden, width, balance (Sinkhorn's epsilon of
+    the last level, 0: off) and teacher are of the RQ-VAE. teacher: a run whose item vectors its ids
+    shall follow, of that width (letter.py). resolver: what makes colliding codes unique
+    (semantic_ids.resolve), None: `popularity` of a run's vectors, else `digit`. mesh: over which
+    residual k-means spreads the vectors. Returns the quality report, of the codes before collisions
+    are resolved. Raises ValueError for an unknown name, for an option of another method, for
+    vectors that are not finite or too few, for a run of other items or of another split, and for
+    one without item vectors.
     """
     if method not in METHODS:
         raise unknown("unknown method", method, METHODS)
@@ -83,10 +84,12 @@ def tokenize(
     if method != "rkmeans" and batch is not None:
         raise ValueError(f"a batch is of residual k-means; the method is '{method}'.")
     steps = STEPS[method] if steps is None else steps
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; expected at least 1 step.")
+    at_least(1, steps=steps, levels=levels, size=size, width=width)
+    if Path(out).suffix != ".json":
+        raise ValueError(f"{out} is to be a JSON index; expected a name that ends in .json.")
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     if run is None:
-        data, rows, x, told = _content(data, modality or "text")
+        data, rows, x, told = _content(data, modality)
     else:
         rows, x, told = _served(data, run, modality)
     check_vectors(x, np.ones(len(x), bool), data.dataset.item_ids[rows], size)
@@ -129,14 +132,28 @@ def _asked(data: Data, rows: np.ndarray) -> np.ndarray | None:
     return asked[asked >= 0] if (asked >= 0).any() else None
 
 
-def _content(data: Data, modality: str) -> tuple[Data, np.ndarray, np.ndarray, dict]:
+def _content(data: Data, modality: str | None) -> tuple[Data, np.ndarray, np.ndarray, dict]:
     """(data with features, the rows that have the modality, their features, what to report)."""
     data = prepare(data, "content")
     dataset = data.dataset
+    modality = modality or _named(data)
+    if not dataset.features:
+        raise DataError(
+            f"{dataset.name} has no content to make codes of: give its items titles or files, "
+            "vectors (--features), or a run whose item vectors to take (--run)."
+        )
     if modality not in dataset.features:
         raise unknown(f"{dataset.name} has no features called", modality, dataset.features)
     rows = np.flatnonzero(dataset.present[modality])
     return data, rows, dataset.features[modality][rows], {"modality": modality}
+
+
+def _named(data: Data) -> str:
+    """The modality of the vectors that the options name, if they are of one; else text."""
+    found = sorted(data.dataset.source.get("embedded", {}))
+    if len(found) > 1 and "text" not in found:
+        raise ValueError(f"vectors of {' and '.join(found)}: say which (--modality).")
+    return found[0] if len(found) == 1 else "text"
 
 
 def _served(

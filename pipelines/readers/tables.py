@@ -121,9 +121,17 @@ def named(frame: pl.DataFrame, ours: str, path: Path, needed: bool = True) -> pl
         near = difflib.get_close_matches(ours, frame.columns, 3, 0.4)
         raise DataError(
             f"{path}: no column '{ours}' (or {', '.join(NAMES[ours][1:])}); found "
-            f"{frame.columns}, nearest {near}. Rename the column of the file."
+            f"{frame.columns}, nearest {near}. {_remedy(frame.columns)}"
         )
     return frame if theirs is None else frame.rename({theirs: ours})
+
+
+def _remedy(columns: list[str]) -> str:
+    if len(columns) == 1 and (mark := next((x for x in ";|\t," if x in columns[0]), "")):
+        return (
+            f"Its cells seem to be parted by {mark!r}: write it with commas, or as .tsv with tabs."
+        )
+    return "Rename the column of the file."
 
 
 def numbers(frame: pl.DataFrame, column: str, expected: str, path: Path) -> np.ndarray:

@@ -88,7 +88,8 @@ def which(known: Iterable[str], modality: str | None, folder: Path) -> str:
 def read_config(folder: Path) -> dict[str, Any]:
     """The parsed config.json. Raises ValueError naming the file."""
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no config.json: expected a folder of a published model.")
+        found = "holds no config.json" if folder.is_dir() else "is no folder here"
+        raise ValueError(f"{folder} {found}: expected a folder of a published model.")
     return read_json(folder / "config.json")
 
 

@@ -4,8 +4,21 @@ import importlib
 import inspect
 from typing import Any, NamedTuple
 
-from zoo.names import unknown
+from zoo.names import at_least, between, unknown
 from zoo.recommender import Recommender
+
+SIZES = (
+    "width",
+    "heads",
+    "max_len",
+    "head_width",
+    "qk_width",
+    "v_width",
+    "inner",
+    "beam",
+    "experts",
+)
+LAYERS = ("layers", "decoder_layers", "item_layers", "hidden")
 
 
 class Entry(NamedTuple):
@@ -277,7 +290,23 @@ def build(name: str, **chosen: Any) -> Recommender:
         if field not in known:
             raise unknown(f"{name} has no field", field, known)
     found = entry(name)
+    _check_numbers(name, {k: v for k, (_, v) in known.items()} | chosen)
     return found.constructor()(**{**found.fields, **chosen})
+
+
+def _check_numbers(name: str, given: dict[str, Any]) -> None:
+    """Raise ValueError for sizes, shares and heads that no model can have."""
+    at_least(1, **{k: given[k] for k in SIZES if given.get(k) is not None})
+    at_least(0, **{k: given[k] for k in LAYERS if isinstance(given.get(k), int)})
+    dropped = {k: x for k, x in given.items() if k.endswith("dropout") or k == "drop_rate"}
+    between(0, 1, **{k: x for k, x in dropped.items() if isinstance(x, int | float)})
+    width, heads = given.get("width"), given.get("heads")
+    own = {"head_width", "qk_width"} & set(given) or given.get("user") == "pool"
+    if heads and width and width % heads and not own:
+        raise ValueError(
+            f"{name}: a width of {width} is not a multiple of {heads} heads; choose one that is, "
+            f"such as {max(1, width // heads) * heads}."
+        )
 
 
 def trainable(name: str, chosen: dict[str, Any]) -> tuple[str, ...] | None:
