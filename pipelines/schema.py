@@ -101,6 +101,10 @@ class Dataset:
     user_columns: dict[str, np.ndarray] = field(default_factory=dict)  # object [n_users+1]
     source: dict[str, Any] = field(default_factory=dict)  # folder, licence, files and their sha256
 
+    def __repr__(self) -> str:
+        own = f"{self.n_users} users, {self.n_items} items, {len(self.items)} interactions"
+        return f"Dataset({self.name}: {own}; features {sorted(self.features)})"
+
     @property
     def n_users(self) -> int:
         return len(self.user_ids) - 1
@@ -135,6 +139,9 @@ class Split:
     ordered: bool = True  # False where histories are sets
     candidates: np.ndarray | None = None  # bool [n_items+1]; None: every item
     notes: dict[str, Any] = field(default_factory=dict)  # tie seed, order=file, dropped users
+
+    def __repr__(self) -> str:
+        return f"Split({self.protocol} {self.hash[:8]}: {len(self.test)} test events)"
 
 
 # A training batch of sequences, several users packed in a row (b rows, l columns, all int32):

@@ -148,6 +148,12 @@ def test_a_bundle_refuses_other_items(bundle):
         zoo.evaluate(bundle, zoo.load_data(other))
 
 
+def test_data_show_in_a_line():
+    told = repr(data())
+    assert "150 users, 40 items" in told and "Split(loo-full-v1 " in told
+    assert len(told) < 200
+
+
 def test_repeats_are_dropped_and_said(caplog):
     rows = chain(users=20)
     for key in rows:

@@ -58,6 +58,9 @@ class Data:
     raw: dict[str, Any] = field(default_factory=dict)  # content that the model encodes itself
     before: Dataset | None = None  # with the features that `raw`, or another size, replaced
 
+    def __repr__(self) -> str:
+        return f"Data({self.dataset}, {self.split})"
+
     def catalogue(self, mesh: Mesh | None = None) -> dict[str, Any]:
         """Per-item (and per-user) arrays for a model, numpy, padded to a round number of rows."""
         rows = meshes.table_rows(self.dataset.n_items, mesh)
