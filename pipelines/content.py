@@ -203,11 +203,16 @@ def content_sha256(dataset: Dataset, modalities: Sequence[str]) -> str:
     for modality in sorted(modalities):
         for name in READ.get(modality, ()):
             for cell in dataset.columns.get(name, ()):
-                file = Path(cell) if name in FILED and cell else None
-                here = file is not None and file.is_file()
-                one = file.read_bytes() if here else str(cell).encode()
+                one = _bytes(cell) if name in FILED else str(cell).encode()
                 found.update(len(one).to_bytes(8) + one)
     return found.hexdigest()
+
+
+def _bytes(source: Source) -> bytes:
+    """Of a file, or as they are given; none where there is no file."""
+    if isinstance(source, bytes):
+        return source
+    return Path(source).read_bytes() if source and Path(source).is_file() else b""
 
 
 def _text(dataset: Dataset, seed: int, kind: str) -> tuple | None:

@@ -293,6 +293,19 @@ def test_keywords_stand_in_for_text_where_there_is_none():
     np.testing.assert_allclose(y[0], y[1], atol=1e-6)
 
 
+def test_content_is_told_apart_by_words_and_bytes(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"one")
+    told = lambda **columns: content.content_sha256(catalogue(**columns), ("text", "image"))  # noqa: E731
+    pictures = [str(tmp_path / "a.png"), str(tmp_path / "none.png"), ""]
+    first = told(title=["a", "b", ""], image=pictures)
+    moved = [str(tmp_path / "b.png"), str(tmp_path / "elsewhere.png"), ""]
+    (tmp_path / "b.png").write_bytes(b"one")
+    assert told(title=["a", "b", ""], image=moved) == first, "wherever the files lie"
+    assert told(title=["b", "a", ""], image=pictures) != first
+    (tmp_path / "a.png").write_bytes(b"two")
+    assert told(title=["a", "b", ""], image=pictures) != first
+
+
 def test_features_of_words_are_as_wide_as_asked():
     data = catalogue(title=["red lamp", "red tent", "blue tent"])
     wide = lambda text: content.with_features(data, ("text",), text=text)[0].features["text"]  # noqa: E731

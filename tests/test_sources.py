@@ -256,6 +256,12 @@ def test_missing_column_names_the_nearest(tmp_path):
         load(folder)
 
 
+def test_cells_parted_by_another_mark_are_told(tmp_path):
+    folder = write(tmp_path, interactions_csv="user_id;item_id\n1;2\n")
+    with pytest.raises(DataError, match="parted by ';'; expected commas in .csv"):
+        load(folder)
+
+
 def test_extra_columns_are_logged(tmp_path, caplog):
     folder = write(tmp_path, interactions_csv="user_id,item_id,colour\n1,2,red\n")
     with caplog.at_level(logging.INFO, "pipelines"):

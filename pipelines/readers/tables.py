@@ -128,9 +128,7 @@ def named(frame: pl.DataFrame, ours: str, path: Path, needed: bool = True) -> pl
 
 def _remedy(columns: list[str]) -> str:
     if len(columns) == 1 and (mark := next((x for x in ";|\t," if x in columns[0]), "")):
-        return (
-            f"Its cells seem to be parted by {mark!r}: write it with commas, or as .tsv with tabs."
-        )
+        return f"Its cells seem to be parted by {mark!r}; expected commas in .csv, tabs in .tsv."
     return "Rename the column of the file."
 
 

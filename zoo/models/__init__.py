@@ -7,17 +7,8 @@ from typing import Any, NamedTuple
 from zoo.names import at_least, between, unknown
 from zoo.recommender import Recommender
 
-SIZES = (
-    "width",
-    "heads",
-    "max_len",
-    "head_width",
-    "qk_width",
-    "v_width",
-    "inner",
-    "beam",
-    "experts",
-)
+SIZES = ("width", "heads", "head_width", "qk_width", "v_width", "inner", "experts")
+SIZES += ("max_len", "beam")
 LAYERS = ("layers", "decoder_layers", "item_layers", "hidden")
 
 
