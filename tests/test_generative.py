@@ -561,7 +561,7 @@ def test_the_log_counts_the_items_that_share_their_codes():
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "rpg"])
 def test_a_beam_that_keeps_nothing_is_refused(name):
-    with pytest.raises(ValueError, match="beam is 0; expected at least 1"):
+    with pytest.raises(ValueError, match="beam is 0; expected a whole number of at least 1"):
         build(name, beam=0)
 
 

@@ -55,7 +55,7 @@ def space_differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]
 def _check_texts(facts: dict[str, Any], dataset: Dataset, folder: Any) -> None:
     """Raise DataError for vectors of other texts than those of the same items here."""
     how = facts.get("preprocessing", {})
-    if facts["modality"] != "text" or "tokens" not in how or "content_sha256" not in facts:
+    if facts["modality"] != "text" or "max_length" not in how or "content_sha256" not in facts:
         return  # not of a published text tower
     many = how.get("sentences", 0)
     said = item_sentences(dataset, many) if many else [[x] for x in item_texts(dataset)]
