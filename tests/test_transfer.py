@@ -20,10 +20,10 @@ from zoo.cli import main
 from zoo.data import split_otherwise
 from zoo.fitting import Run
 from zoo.graft import graft, names_of
+from zoo.merge import save_merged
 from zoo.mesh import make_mesh
 from zoo.optim import optimizer
 from zoo.plan import names
-from zoo.saving import save_merged
 from zoo.transfer import _check_encoded, _check_make, check_split
 
 WORDS = ("red blue green black white small large round square soft hard old new cotton steel wood "
@@ -566,6 +566,8 @@ def test_an_adapted_run_moves_what_its_recipe_says_and_comes_back_from_its_bundl
     alike = whole.recommend([bundle.item_ids[1]], k=3)
     assert [x.item for x in alike] == [x.item for x in lines]
     assert [x.score for x in alike] == pytest.approx([x.score for x in lines], abs=1e-4)
+    save_merged(tmp_path / "lean" / "bundle", bundle, items=True)
+    assert api.from_pretrained(tmp_path / "lean").recommend([bundle.item_ids[1]], k=3) == alike
     with pytest.raises(ValueError, match="not adapted: it has nothing to merge"):
         save_merged(tmp_path / "again", whole)
     with pytest.raises(ValueError, match="adapt is 'bitfit"):

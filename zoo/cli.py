@@ -15,7 +15,7 @@ COMMANDS = {
     "train": "train MODEL --data DIR --out RUN: fit a model; the same command resumes it",
     "pretrain": "pretrain MODEL | OBJECTIVE --data DIR --out RUN: a model's stage, or encoders",
     "fuse": "fuse RUN_OR_BUNDLE --data DIR --out DIR: with a counting floor as its prior",
-    "merge": "merge RUN --out DIR: what LoRA learned, inside the kernels",
+    "merge": "merge RUN --out DIR: what LoRA learned inside the kernels, or content as vectors",
     "evaluate": "evaluate RUN_OR_BUNDLE --data DIR: full-ranking metrics and strata",
     "recommend": "recommend RUN_OR_BUNDLE --history A,B,C --k 10",
     "floors": "floors --data DIR: popularity, counting and EASE on the same protocol",

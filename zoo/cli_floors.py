@@ -100,16 +100,21 @@ def merge_command(name: str, argv: list[str]) -> int:
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class MergeArgs:
         out: Path
+        items: bool = False
+        """Each item's content as one vector, too: smaller, and closed to new items."""
         json: bool = False
 
-    args = parse(MergeArgs, argv, "merge RUN_OR_BUNDLE", "what LoRA learned, inside the kernels")
+    about = "what LoRA learned inside the kernels, or content as vectors"
+    args = parse(MergeArgs, argv, "merge RUN_OR_BUNDLE", about)
     from checkpoints.store import params_sha256
-    from zoo.saving import check_merged, save_merged
+    from zoo.merge import check_merged, save_merged
     from zoo.serve import from_pretrained
     from zoo.settings import claim
 
     bundle = from_pretrained(name)
-    check_merged(bundle)
+    check_merged(bundle, args.items)
     mine = {"model": bundle.config["model"], "merged": params_sha256(bundle.params)}
+    mine |= {"items": True} if args.items else {}
     claim(args.out, {**mine, "split": bundle.split["hash"]})
-    return tell({"bundle": str(save_merged(args.out / "bundle", bundle))}, args.json)
+    folder = save_merged(args.out / "bundle", bundle, args.items)
+    return tell({"bundle": str(folder)}, args.json)

@@ -9,7 +9,6 @@ import jax
 from checkpoints.bundle import Bundle, save_bundle
 from zoo import coding
 from zoo import mesh as meshes
-from zoo.adapt import merged
 from zoo.data import Data
 from zoo.encoders.own import word_ids_sha256
 from zoo.encoders.small import Encoding, encoders
@@ -17,7 +16,6 @@ from zoo.end_to_end import end_to_end
 from zoo.models import build, entry, fields, reads
 from zoo.recipes import adapted_by
 from zoo.run import Fitted
-from zoo.serve import Pretrained
 from zoo.transfer import users_told
 
 
@@ -89,31 +87,6 @@ def save(
     )
 
 
-def check_merged(bundle: Pretrained) -> None:
-    """Raise ValueError for a bundle without LoRA to merge, and for one with a prior: merge first,
-    then `zoo fuse`."""
-    if "adapt" not in bundle.config:
-        raise ValueError(
-            f"the bundle of {bundle.config['model']} is not adapted: it has nothing to merge. "
-            "Expected a run of --adapt lora:8 or the like."
-        )
-    if "prior" in bundle.config:
-        raise ValueError("the bundle has a prior: merge what it was made of, then zoo fuse that.")
-
-
-def save_merged(folder: str | Path, bundle: Pretrained) -> Path:
-    """The bundle as one of the model alone, what LoRA learned added to its kernels: as large, and
-    as fast, as before it was adapted.
-
-    Raises ValueError where `check_merged` does, and for additions that are layers of their own
-    (adapters, prompts).
-    """
-    check_merged(bundle)
-    config = {k: v for k, v in bundle.config.items() if k != "adapt"}
-    params = meshes.fetch(merged(bundle.recommender, bundle.params))
-    return save_again(folder, bundle.bundle, config, params, bundle.bundle.evaluation)
-
-
 def save_again(
     folder: str | Path,
     bundle: Bundle,
@@ -136,6 +109,14 @@ def save_again(
         card=card(config["model"], config, bundle.split, evaluation),
         codes=bundle.codes,
     )
+
+
+def _merged(config: dict[str, Any]) -> list[str]:
+    if "merged" not in config:
+        return []
+    ids = ["id"] * (config["merged"]["items"] == "both")
+    made_of = ", ".join([*ids, *config["merged"]["features"]])
+    return [f"Items: one vector each, made of {made_of}; closed to new ones (zoo merge --items)."]
 
 
 def _prior(config: dict[str, Any]) -> list[str]:
@@ -173,7 +154,8 @@ def card(model: str, config: dict, split: dict, results: dict) -> str:
         how = (
             "counted, not trained" if entry(model).family == "floor" else "not trained any further"
         )
-    lines += [f"split hash `{split['hash']}`; {how}.", *_prior(config), ""]
+    lines += [f"split hash `{split['hash']}`; {how}."]
+    lines += [*_merged(config), *_prior(config), ""]
     lines += ["| split | metric | value |", "|---|---|---|"]
     for name, metrics in results.items():
         lines += [f"| {name} | {k} | {v:.4f} |" for k, v in metrics.items() if "@" in k]
