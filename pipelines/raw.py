@@ -3,11 +3,13 @@ is missing."""
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pipelines.content import TEXT_COLUMNS, Problem, clean_text, decode_images, decode_sounds
+from pipelines.features import BLOCK
 from pipelines.films import decode_films
 from pipelines.schema import DataError, Dataset
 from pipelines.waves import RATE
@@ -42,6 +44,25 @@ def raw_content(
             raise DataError(f"raw content of '{modality}': expected {' or '.join(MAKERS)}.")
         made[modality] = MAKERS[modality](dataset, how[modality])
     return made
+
+
+def unreadable(dataset: Dataset) -> list[str]:
+    """Findings in plain words about the files that items name: every one is opened and decoded."""
+    small, findings = {"image": (8, 8), "audio": RATE, "video": (1, (8, 8))}, []
+    for modality in sorted(small.keys() & dataset.columns.keys()):
+        cells, problems = _files(dataset, modality), []
+        for start in range(0, len(cells), BLOCK):
+            part = {modality: np.array(["", *cells[start : start + BLOCK]], object)}
+            made = MAKERS[modality](replace(dataset, columns=part), small[modality])
+            problems += made[2]
+        if problems:
+            first = f"{problems[0].where} ({problems[0].why})"
+            named = sum(bool(cell) for cell in cells)
+            findings.append(
+                f"{len(problems)} of {named} files of '{modality}' cannot be read and count as "
+                f"missing, first {first}"
+            )
+    return findings
 
 
 def _pictures(dataset: Dataset, size: tuple[int, int]) -> Raw:

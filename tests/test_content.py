@@ -1,6 +1,7 @@
 """Content: what is broken is named, masked and counted; what is sound comes out right."""
 
 import io
+import json
 import re
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 import soundfile
 from PIL import Image
 
-from pipelines import content, features
+from pipelines import content, features, raw, synthetic
 from pipelines.features import standardise
 from pipelines.schema import DataError, Dataset
-from pipelines.sources import from_arrays
+from pipelines.sources import from_arrays, load
+from zoo.cli import main
 
 
 def picture(
@@ -328,3 +330,17 @@ def test_semantic_ids_of_images_stand_in_for_images():
     near, far = x[1] @ x[2], x[2] @ x[3]
     assert near > 0.2 > abs(far), "a shared first code brings items together"
     assert not x[[0, 4]].any()
+
+
+def test_validate_opens_every_file_and_tells_the_damaged(tmp_path, capsys):
+    world = synthetic.world(n_items=60, n_users=80, image_size=16, missing=0.0)
+    made = synthetic.save(world, tmp_path / "w")
+    assert raw.unreadable(load(made)) == []
+    cut = sorted((tmp_path / "w").rglob("*.png"))[:2]
+    for path in cut:
+        path.write_bytes(path.read_bytes()[:40])
+    (told,) = raw.unreadable(load(made))
+    assert "2 of 60 files of 'image' cannot be read and count as missing, first" in told
+    assert str(cut[0]) in told
+    assert main(["data", "validate", "--data", str(made), "--json"]) == 1
+    assert told in json.loads(capsys.readouterr().out)["findings"]

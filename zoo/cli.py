@@ -238,7 +238,7 @@ def _data(argv: list[str]) -> int:
 
     rest = ["--data", *argv[1:]] if len(argv) > 1 and not argv[1].startswith("-") else argv[1:]
     args = _parse(PlainArgs, rest, f"data {action}")
-    from pipelines import interactions, sources
+    from pipelines import interactions, raw, sources
 
     if action == "prepare":
         from pipelines.datasets.three_tables import prepare
@@ -248,7 +248,7 @@ def _data(argv: list[str]) -> int:
     if action == "describe":
         described = interactions.describe(dataset)
         return tell({"data": dataset.name, "source": dataset.source, **described}, args.json)
-    findings = interactions.validate(dataset)
+    findings = interactions.validate(dataset) + raw.unreadable(dataset)
     tell({"data": dataset.name, "findings": findings}, args.json)
     return 1 if findings else 0
 
