@@ -285,7 +285,7 @@ def test_a_run_encodes_its_content_and_its_bundle_serves_alike(shop, tmp_path, n
     assert len(bundle.recommend([shop.dataset.item_ids[3]], k=5)) == 5
     again, _ = api.fit("sasrec", shop, tmp_path / "run", settings, **more)
     assert again.params_sha256 == fitted.params_sha256
-    with pytest.raises(ValueError, match="another run: .*encoding is .* there, None here"):
+    with pytest.raises(ValueError, match="another run: .*encoding is .* there, unset here"):
         api.fit("sasrec", shop, tmp_path / "run", settings, **FIELDS)
 
 

@@ -96,10 +96,14 @@ def claim(out: Path, mine: dict[str, Any]) -> None:
     if path.exists():
         theirs = json.loads(path.read_text())
         if other := _differing(theirs, mine):
-            told = "; ".join(f"{k} is {a!r} there, {b!r} here" for k, (a, b) in other.items())
-            raise ValueError(f"{out} holds another run: {told}. Choose another --out.")
+            told = (f"{k} is {_shown(a)} there, {_shown(b)} here" for k, (a, b) in other.items())
+            raise ValueError(f"{out} holds another run: {'; '.join(told)}. Choose another --out.")
         return
     write_run(out, mine)
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else repr(value)
 
 
 def _differing(theirs: dict[str, Any], mine: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
