@@ -71,6 +71,13 @@ def test_learns_the_chain_and_reloads_the_same(run, bundle):
     assert fitted.best["ndcg@10"] == max(row["ndcg@10"] for row in fitted.history)
 
 
+@pytest.mark.parametrize("name", ["bert4rec", "bsarec", "hstu"])
+def test_other_trunks_learn_the_chain(name):
+    settings = zoo.Settings(steps=160, batch=16, rate=1e-2, evaluate_every=80)
+    fitted, seen = zoo.fit(name, data(), None, settings, **FIELDS)
+    assert zoo.evaluate(fitted, seen).metrics["recall@5"] > 0.8
+
+
 def test_recommends_in_the_users_ids(bundle):
     first = bundle.recommend(["item-03", "item-04", "item-05"], k=5)
     assert first[0].item == "item-06" and first[0].title == "Title 6"

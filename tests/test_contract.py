@@ -305,6 +305,9 @@ def test_serving_is_deterministic_and_vmaps(name):
         ("sasrec", "ce", (8, 1)),
         ("sasrec", "ce", (4, 2)),
         ("sasrec", "ce", (2, 4)),
+        ("bert4rec", "ce", (4, 2)),
+        ("bsarec", "ce", (4, 2)),
+        ("hstu", "ce", (4, 2)),
         ("two_tower", "mixed", (4, 2)),
     ],
 )

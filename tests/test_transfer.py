@@ -91,6 +91,7 @@ def test_graft_takes_names_and_leaves_the_rest():
     there = {"b": {"w": np.ones((2, 3))}, "id": {"table": np.ones((9, 3))}}
     got = graft(here, there, [("^a/", "b/"), ("^id/", None)])
     assert got.taken == ("a/w",) and got.fresh == ("id/table", "new")
+    assert got.unused == ("id/table",)
     assert got.params["a"]["w"].all() and not got.params["id"]["table"].any()
     with pytest.raises(ValueError, match=r"id/table \(5, 3\) here, \(9, 3\) there.*width"):
         graft(here, there)
@@ -99,6 +100,7 @@ def test_graft_takes_names_and_leaves_the_rest():
 
 
 TINY = {"items": "content", "width": 8, "layers": 1, "max_len": 8, "dropout": 0.0}
+HSTU = {"width": 8, "layers": 1, "max_len": 8}
 HASHED = zoo.DataOptions(text="hashed")
 SMALL = {"width": 16, "layers": 1, "max_len": 8, "dropout": 0.0, "experts": 2}
 SETTINGS = zoo.Settings(steps=6, batch=8, evaluate_every=6)
@@ -175,8 +177,9 @@ def test_names_say_whose_place_a_parameter_takes(pretrained, tmp_path, caplog):
     names = names_of(["^items/text/experts=", "^trunk/positions="])
     how = {"settings": SETTINGS, "graft": pretrained, "stage": "transductive", **SMALL}
     zoo.fit("unisrec", data, names=names, **how)
-    fresh = caplog.text.split("fresh:")[1]
+    fresh, unused = caplog.text.split("fresh:")[1].split("of the graft unused:")
     assert "trunk/positions" in fresh and "items/text" in fresh and "trunk/stack" not in fresh
+    assert "trunk/positions" in unused and "trunk/stack" not in unused
     with pytest.raises(ValueError, match="the graft has no items/text/experts.* from items/gone"):
         zoo.fit("unisrec", data, names=names_of(["items/text=items/gone"]), **how)
     with pytest.raises(ValueError, match=r"the line of names items/tekst=x is found in no param"):
@@ -293,7 +296,7 @@ def test_grafts_that_mean_nothing_are_refused(pretrained):
     with pytest.raises(ValueError, match="pretrained as unisrec; this model is mp4sr"):
         fit("mp4sr", hashed, stage="finetune")
     bare = from_arrays(["u", "u", "u", "v", "v", "v"], list("abcbca"), [1, 2, 3, 1, 2, 3])
-    with pytest.raises(ValueError, match="needs content|the catalogue has|reads"):
+    with pytest.raises(ValueError, match=r"the graft reads \['text'\]; memory has \[\]"):
         fit("unisrec", zoo.load_data(bare, zoo.DataOptions(text="hashed")), stage="transductive")
 
 
@@ -338,6 +341,22 @@ def grown(dataset, name: str):
     tables = {"columns": longer(dataset.columns), "present": longer(dataset.present)}
     ids = np.append(dataset.item_ids, ["x", "y", "z"])
     return replace(dataset, item_ids=ids, name=name, **tables)
+
+
+def test_hstu_without_times_says_so_and_what_of_the_graft_it_leaves(tmp_path, caplog):
+    still = zoo.Settings(steps=0, batch=4)
+    zoo.fit("hstu", zoo.load_data(shop("a", 0)), tmp_path, still, **HSTU)
+    assert "has no times" not in caplog.text
+    zoo.fit(
+        "hstu",
+        zoo.load_data(replace(shop("b", 1), times=None)),
+        None,
+        still,
+        graft=tmp_path,
+        **HSTU,
+    )
+    assert "b has no times: hstu reads positions alone" in caplog.text
+    assert "trunk/layer_0/by_time" in caplog.text.split("of the graft unused:")[1]
 
 
 def test_id_tables_of_other_items_start_fresh(tmp_path, caplog):

@@ -93,12 +93,7 @@ def fit(
     if known.family == "floor":
         _check_floor(model, (settings, graft, vectors, adapt, encoding))
         return _count(model, data, out, chosen)
-    ordered = known.family in ("sequential", "generative") and known.targets not in (
-        "rest",
-        "whole",
-    )
-    if ordered and not data.split.ordered:
-        log.warning("%s splits sets: their file order is taken for time", data.split.protocol)
+    _warn_of_time(model, known, data, chosen)
     encoding = encoding if encoding and encoding.modalities else None
     read = reads(model, chosen)
     if encoding:
@@ -214,6 +209,16 @@ def _check_encoding(
             f"{model} compares with items that no batch names, and refresh 0 never encodes them: "
             "give --encode.refresh a number of steps, or take --model.objective in-batch."
         )
+
+
+def _warn_of_time(model: str, known: Entry, data: Data, chosen: dict[str, Any]) -> None:
+    """Say what stands in where a model reads order or times and the data have none."""
+    ordered = known.family in ("sequential", "generative")
+    if ordered and known.targets not in ("rest", "whole") and not data.split.ordered:
+        log.warning("%s splits sets: their file order is taken for time", data.split.protocol)
+    (_, bias) = fields(model).get("time_bias", (None, None))
+    if chosen.get("time_bias", bias) == "auto" and data.dataset.times is None:
+        log.warning("%s has no times: %s reads positions alone", data.dataset.name, model)
 
 
 def _about(data: Data, catalogue: dict[str, Any], read: str) -> dict[str, Any]:

@@ -15,11 +15,13 @@ Names = Sequence[tuple[str, str | None]]
 
 
 class Grafted(NamedTuple):
-    """The new tree, and by name which of its leaves came over and which stayed as they were."""
+    """The new tree, by name which of its leaves came over and which stayed as they were, and which
+    of the source found no place."""
 
     params: Any
     taken: tuple[str, ...]
     fresh: tuple[str, ...]
+    unused: tuple[str, ...]
 
 
 def graft(params: Any, source: Any, table: Names = ()) -> Grafted:
@@ -58,7 +60,8 @@ def graft(params: Any, source: Any, table: Names = ()) -> Grafted:
             f"nothing to graft: of {sorted(found)[:4]}... no name is a parameter here "
             f"({fresh[:4]}...). Was it pretrained as another model?"
         )
-    return Grafted(out, tuple(taken), tuple(fresh))
+    used = {_renamed(name, table) for name in taken}
+    return Grafted(out, tuple(taken), tuple(fresh), tuple(n for n in found if n not in used))
 
 
 def without(tree: Any, pattern: str, above: str = "") -> Any:

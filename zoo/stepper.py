@@ -87,7 +87,8 @@ class Stepper:
         if self.start is None:
             return state
         grafted = graft(meshes.fetch(state.params), self.start, self.names)
-        log.warning("grafted %d parameters; fresh: %s", len(grafted.taken), list(grafted.fresh))
+        told = "grafted %d parameters; fresh: %s; of the graft unused: %s"
+        log.warning(told, len(grafted.taken), list(grafted.fresh), list(grafted.unused))
         return state.replace(params=jax.device_put(grafted.params, self.shardings.params))
 
     def abstract(self) -> TrainState:
