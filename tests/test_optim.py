@@ -59,6 +59,13 @@ def test_norms_are_not_decayed():
     assert not np.asarray(moved["trunk"]["norm"]["scale"]).any()
 
 
+def test_l2_is_of_the_gradient_which_adam_then_scales():
+    still = jax.tree.map(jnp.zeros_like, PARAMS)
+    moved = step(optimizer(1e-2, l2=1e-4), still)
+    np.testing.assert_allclose(moved["items"]["id"]["table"], -1e-2, rtol=1e-3)
+    assert not np.asarray(moved["trunk"]["norm"]["scale"]).any()
+
+
 def test_schedules():
     cosine = schedule("cosine", 1.0, 110, warmup=10)
     assert cosine(0) == 0 and cosine(10) == pytest.approx(1.0)

@@ -61,10 +61,12 @@ def optimizer(
     rates: Sequence[tuple[str, float]] = (),
     accumulate: int = 1,
     no_decay: str = r"(bias|scale|norm)",
+    l2: float = 0.0,
 ) -> optax.GradientTransformation:
-    """AdamW. `rates` multiplies the learning rate by parameter name (first match wins, 0 freezes);
-    names that match `no_decay` are not decayed. accumulate: the mean gradient of so many calls is
-    one step; schedule, warm-up and `steps` still count calls."""
+    """AdamW. l2 times a parameter is added to its gradient before Adam scales it, as PyTorch's Adam
+    has it; `weight_decay` comes after. `rates` multiplies the learning rate by name (first
+    match wins, 0 freezes); names that match `no_decay` are not decayed. accumulate: the mean
+    gradient of so many calls is one step; schedule, warm-up and `steps` still count calls."""
     if accumulate < 1:
         raise ValueError(f"accumulate is {accumulate}; expected at least 1 batch a step.")
     rules = [*rates, (".*", 1.0)]
@@ -74,6 +76,7 @@ def optimizer(
         return match_names(params, [(no_decay, False), (".*", True)])
 
     chain = [optax.clip_by_global_norm(clip)] if clip else []
+    chain += [optax.add_decayed_weights(l2, decayed)] if l2 else []
     chain += [optax.scale_by_adam(b2=b2)]
     chain += [optax.add_decayed_weights(weight_decay, decayed)] if weight_decay else []
     chain += [optax.scale_by_learning_rate(schedule(decay_schedule, rate, steps, warmup))]

@@ -150,7 +150,7 @@ def _run(model, catalogue, train, held, settings: Settings, mesh: Mesh) -> Conte
     steps = s.steps or s.epochs * loader.per_epoch
     every = s.evaluate_every or min(steps, loader.per_epoch)
     chain = (s.rate, steps, s.warmup, s.schedule, s.weight_decay, s.clip)
-    made = optimizer(*chain, accumulate=s.accumulate)
+    made = optimizer(*chain, accumulate=s.accumulate, l2=s.l2)
     stepper = Stepper(model, made, loader, catalogue, mesh, s.seed)
     batches = _whole_batches(held, s.batch)
     loss = jax.jit(lambda p, c, b: model.loss(p, c, b, jax.random.key(0))[0])

@@ -28,7 +28,8 @@ class Settings:
     rate: float = 2e-3
     warmup: int = 0
     schedule: str = "constant"
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # after Adam has scaled the gradient (AdamW)
+    l2: float = 0.0  # times the parameter, added to its gradient before (PyTorch's Adam)
     clip: float | None = None
     accumulate: int = 1  # batches whose gradients are averaged before a step of the optimizer
     rates: tuple[tuple[str, float], ...] = ()  # (regex of names, times the rate), first match wins
@@ -44,7 +45,7 @@ class Settings:
         at_least(0, **{k: given[k] for k in ("steps", "warmup", "patience") if k in given})
         at_least(1, **{k: given[k] for k in COUNTS if k in given})
         above_zero(**{k: given[k] for k in ("flops", "rate", "clip") if k in given})
-        between(0, math.inf, weight_decay=self.weight_decay)
+        between(0, math.inf, weight_decay=self.weight_decay, l2=self.l2)
 
 
 # What a family is trained with unless told otherwise. graph: the protocol of MMRec
@@ -84,6 +85,7 @@ def identity(
 ) -> dict[str, Any]:
     """What makes two runs the same: all of these."""
     known = {"model": model, "fields": fields, "split": split.hash, **asdict(settings)}
+    known = {k: v for k, v in known.items() if k != "l2" or v}  # as runs had it before it was one
     known |= {"adapt": adapt} if adapt else {}
     known |= {"names": names} if names else {}
     known["graft"] = None if start is None else params_sha256(start)
