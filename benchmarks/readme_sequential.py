@@ -78,9 +78,9 @@ def _tails(told: dict | None) -> list[str]:
 def transfer() -> str:
     """Pretraining on content, then fine-tuning, beside the same model without and IDs alone."""
     lines = [
-        "| experiment | recall@10 | ndcg@10 | warm, cold, short recall@10 | "
+        "| experiment | recall@10 | ndcg@10 | unmasked | warm, cold, short recall@10 | "
         "best floor, ndcg@10 | 10^12 operations | seeds | train | commit |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     lost = ["", "| ndcg@10 | whole | without |", "|---|---|---|"]
     for path in sorted((RESULTS / "transfer").glob("*.json")):
@@ -111,9 +111,10 @@ def _transfer_line(name: str, told: dict, rows: list[dict]) -> str:
     r10, n10 = (spread(totals[k], seeds) for k in ("recall@10", "ndcg@10"))
     warm, cold = (mean(lambda row, c=c: stratum(row, c)) for c in (False, True))
     short = mean(lambda row: row["strata"]["history <=5"].get("recall@10", 0.0))
+    unmasked = mean(lambda row: row["test_unmasked"]["ndcg@10"])
     computed = mean(lambda row: row["flops"] + row.get("pretrain_flops", 0.0)) / 1e12
     return (
-        f"| {name} | {r10} | {n10} | {warm:.4f}, {cold:.4f}, {short:.4f} | "
+        f"| {name} | {r10} | {n10} | {unmasked:.4f} | {warm:.4f}, {cold:.4f}, {short:.4f} | "
         f"{verdict({**told, 'summary': totals})} | {computed:,.0f} | {seeds} | "
         f"{minutes(rows):.0f} min | {commits(rows)} |"
     )
@@ -127,6 +128,30 @@ def _lost_line(name: str, rows: list[dict]) -> str:
     return f"| {name} | {whole:.4f} | {left or '–'} |"
 
 
-SEQUENTIAL_BLOCKS = {"speed": speed, "length": length}
+# What each trial was to better.
+KEPT = {"hstu": "hstu-beauty", "bert4rec": "bert4rec-beauty", "bce": "sasrec-bce-beauty"}
+KEPT |= {"sports": "sasrec-sports"}
+
+
+def tried() -> str:
+    """Settings of next-item models that were tried on validation, beside those that were kept."""
+    lines = ["| trial | what is set | validation ndcg@10 | kept | its | commit |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for row in load("searches") or []:
+        if (kept := KEPT.get(row["name"].split("-")[1])) is None or "tiktok" in row["name"]:
+            continue
+        made, its = row["experiment"], load(kept)["rows"][0]["valid"]["ndcg@10"]
+        given = {**made.get("fields", {}), **made["settings"]}
+        given = ", ".join(f"{k} {v}" for k, v in given.items() if k not in UNTOLD)
+        lines.append(
+            f"| {row['name']} | {given} | {row['valid']['ndcg@10']:.4f} | {kept} | {its:.4f} | "
+            f"{commits([row])} |"
+        )
+    how = "`python benchmarks/reach.py TRIAL --data FOLDER --seeds 0`; AMD EPYC, 2 cores."
+    return "\n".join([*lines, "", how])
+
+
+UNTOLD = ("evaluate_every", "patience")
+SEQUENTIAL_BLOCKS = {"speed": speed, "length": length, "tried": tried}
 if (RESULTS / "transfer").exists():
     SEQUENTIAL_BLOCKS["transfer"] = transfer

@@ -31,7 +31,7 @@ from zoo.encoders.small import Encoding, encoders
 from zoo.names import unknown
 from zoo.optim import optimizer
 from zoo.run import Fitted, run_through, within_flops
-from zoo.settings import Settings
+from zoo.settings import Settings, recorded
 from zoo.stepper import Stepper
 
 HELD_OUT = 0.1  # of the examples
@@ -88,7 +88,7 @@ def pretrain_content(
     model = objective(name, made, width, encoding.patch, encoding.bands)
     with jax.set_mesh(mesh):
         run = within_flops(partial(_run, model, catalogue, train, held), settings, mesh)
-        mine = {"objective": name, "data": data.dataset.name, "width": width, **asdict(settings)}
+        mine = {"objective": name, "data": data.dataset.name, "width": width, **recorded(settings)}
         mine |= {"encoding": asdict(encoding), "raw": params_sha256(data.raw)}
         mine |= _learned_from(name, data)
         fitted = run_through(run, out, mine, report)

@@ -5,7 +5,6 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from zoo.quickstart_page import page
 from zoo.reasons import Evidence, evidence, reasons
 from zoo.run import Fitted
 from zoo.serve import Pretrained
-from zoo.settings import Settings
+from zoo.settings import Settings, recorded
 
 MODEL = "sasrec"
 FIELDS = {
@@ -89,7 +88,7 @@ def check_free(out: Path, settings: Settings) -> None:
     path = out / "run" / "run.json"
     if not path.exists():
         return
-    theirs, mine = json.loads(path.read_text()), json.loads(json.dumps(asdict(settings)))
+    theirs, mine = json.loads(path.read_text()), json.loads(json.dumps(recorded(settings)))
     other = [f"{k} {theirs.get(k)}, not {v}" for k, v in mine.items() if theirs.get(k) != v]
     if other:
         raise ValueError(f"{out} holds a quickstart of {'; '.join(other)}. Choose another --out.")

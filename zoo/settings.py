@@ -74,6 +74,11 @@ def check_metric(name: str) -> None:
         raise unknown("unknown metric to select by:", name, known)
 
 
+def recorded(settings: Settings) -> dict[str, Any]:
+    """Settings as run.json has them: l2 only where it is one, for runs older than it go on."""
+    return {k: v for k, v in asdict(settings).items() if k != "l2" or v}
+
+
 def identity(
     model: str,
     fields: dict,
@@ -84,8 +89,7 @@ def identity(
     names: Sequence = (),
 ) -> dict[str, Any]:
     """What makes two runs the same: all of these."""
-    known = {"model": model, "fields": fields, "split": split.hash, **asdict(settings)}
-    known = {k: v for k, v in known.items() if k != "l2" or v}  # as runs had it before it was one
+    known = {"model": model, "fields": fields, "split": split.hash, **recorded(settings)}
     known |= {"adapt": adapt} if adapt else {}
     known |= {"names": names} if names else {}
     known["graft"] = None if start is None else params_sha256(start)
