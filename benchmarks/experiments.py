@@ -44,6 +44,16 @@ HSTU_SEARCH = {
         {"objective": "ce", "temperature": 0.05},
         {"rate": 1e-3, "schedule": "cosine", "epochs": 60},
     ),
+    "full-narrow": (  # heads of four columns and the dropout that RecBoard sets
+        {
+            "objective": "ce",
+            "qk_width": 4,
+            "v_width": 4,
+            "dropout": 0.2,
+            "embedding_dropout": 0.4,
+        },
+        {"rate": 1e-3, "schedule": "cosine", "epochs": 60},
+    ),
 }
 BERT = {"epochs": 150, "rate": 1e-3, "warmup": 200, "evaluate_every": 490, "patience": 5}
 BERT_SEARCH = {
@@ -51,6 +61,11 @@ BERT_SEARCH = {
     "right": ({}, {}),
     "dropout": ({"dropout": 0.5}, {}),
     "half": ({"dropout": 0.5, "rate": 0.4}, {}),
+    # RecBoard's Adam, and its 512 histories a step in packed rows
+    "coupled": (
+        {"heads": 4},
+        {"l2": 1e-4, "rate": 5e-3, "batch": 64, "epochs": 120, "evaluate_every": 246},
+    ),
 }
 # Pretraining beside the same model without, for as many operations in all, and without content: on
 # one shop (titles and, as a second modality, semantic ids of images), on films (posters and

@@ -345,7 +345,8 @@ def search(args: argparse.Namespace, experiment: dict, data) -> None:
     """One run of a search: its validation metrics, and nothing of the test split."""
     path = RESULTS / "searches.json"
     for seed in args.seeds:
-        row = one(experiment, data, seed, None, args.data, scored=False)
+        out = args.runs / f"{args.experiment}-{seed}" if args.runs else None
+        row = one(experiment, data, seed, out, args.data, scored=False)
         rows = json.loads(path.read_text()) if path.exists() else []
         rows.append({"name": args.experiment, "experiment": experiment, **row})
         path.write_text(json.dumps(rows, indent=1))

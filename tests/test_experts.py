@@ -62,6 +62,30 @@ def test_slopes_are_those_of_finite_differences(float64):
         np.testing.assert_allclose(jnp.sum(slopes[name] * along), expected, rtol=1e-6)
 
 
+def test_slopes_of_the_adaptor_are_those_of_the_equations():
+    """The module, with the published weights, beside its equations in float64 numpy."""
+    f, params = published()
+    weight = np.random.default_rng(1).normal(size=f["out_y"].shape)
+    loss = lambda p: jnp.sum(Experts(8, 4).apply({"params": p}, f["x"]) * weight)  # noqa: E731
+    slopes = quickly(jax.grad(loss))(params)
+    exact = jax.tree.map(lambda v: v.astype(np.float64), params)
+
+    def twin(p):
+        gates = np.exp(f["x"] @ p["gate"])
+        gates = gates / gates.sum(-1, keepdims=True)
+        y = np.einsum("knf,kfd->nkd", f["x"] - p["bias"][:, None], p["kernel"])
+        return np.sum(np.einsum("nk,nkd->nd", gates, y) * weight)
+
+    rng = np.random.default_rng(0)
+    for name in ("kernel", "bias", "gate"):
+        along = rng.normal(size=exact[name].shape)
+        up, down = (twin({**exact, name: exact[name] + e * along}) for e in (1e-5, -1e-5))
+        np.testing.assert_allclose(
+            np.sum(slopes[name] * along), (up - down) / 2e-5, rtol=1e-4, atol=1e-4
+        )
+    np.testing.assert_array_equal(slopes["noise"], 0)  # it is drawn in training alone
+
+
 def test_training_draws_noise_and_serving_does_not():
     f, params = published()
     model = Experts(8, 4, dropout=0.0)

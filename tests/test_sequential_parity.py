@@ -214,13 +214,14 @@ def test_official_bsarec_cuts_packed_rows_into_windows():
         windows(4).ask({}, x, {"segments": segments, "query": np.array([6])})
 
 
+def norm(z: np.ndarray, q: dict) -> np.ndarray:
+    z = (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 1e-12)
+    return z * q["scale"] + q["bias"]
+
+
 def bsarec_twin(p: dict, x: np.ndarray) -> np.ndarray:
     """One block on full rows in float64 numpy."""
     from scipy.special import erf
-
-    def norm(z, q):
-        z = (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 1e-12)
-        return z * q["scale"] + q["bias"]
 
     def dense(z, q):
         return z @ q["kernel"] + q["bias"]
@@ -255,6 +256,29 @@ def test_bsarec_gradients(bsarec):
     for way in directions(exact):
         twin = slope(lambda p: np.sum(bsarec_twin(p, x) * weight), exact, way)
         np.testing.assert_allclose(along(grads, way), twin, rtol=1e-4, atol=1e-3)
+
+
+def test_bsarec_trunk_gradients(bsarec):
+    """Of the places, their norm and both blocks, leaf by leaf."""
+    rng, params = np.random.default_rng(1), bsarec_trunk(bsarec)
+    x, weight = rng.normal(size=(3, 10, 16)), rng.normal(size=(3, 10, 16))
+    ones, x32 = {"segments": np.ones((3, 10), np.int32)}, jnp.asarray(x, jnp.float32)
+    loss = lambda p: jnp.sum(TRUNK.apply({"params": p}, x32, ones) * weight)  # noqa: E731
+    grads = jax.jit(jax.grad(loss))(jax.tree.map(jnp.asarray, params))
+    exact = jax.tree.map(lambda p: p.astype(np.float64), params)
+
+    def twin(p):
+        h = norm(x + p["positions"]["table"], p["norm"])
+        for n in range(2):
+            h = bsarec_twin(p[f"block_{n}"], h)
+        return np.sum(h * weight)
+
+    still = jax.tree.map(np.zeros_like, exact)
+    leaves, structure = jax.tree.flatten(still)
+    for n, leaf in enumerate(leaves):
+        own = [*leaves[:n], rng.normal(size=leaf.shape), *leaves[n + 1 :]]
+        way = jax.tree.unflatten(structure, own)
+        np.testing.assert_allclose(along(grads, way), slope(twin, exact, way), rtol=1e-3, atol=1e-3)
 
 
 def test_bsarec_trunk_on_a_full_row_and_packed(bsarec):

@@ -163,10 +163,12 @@ def test_the_control_trains_from_nothing_for_as_many_operations(pretrained, tmp_
     assert control["steps"] > 1
     words[words.index("transductive")] = "inductive"
     words[words.index(str(tmp_path / "fine"))] = str(tmp_path / "other")
-    assert main(words) == 2 and "no counterpart without pretraining" in capsys.readouterr().err
-    assert not (tmp_path / "other").exists()  # told before anything was trained
-    words[words.index("inductive")] = "transductive"
-    words[words.index(str(tmp_path / "control"))] = str(tmp_path / "other")
+    words[words.index(str(tmp_path / "control"))] = str(tmp_path / "content")
+    assert not main(words)
+    alone = zoo.from_pretrained(tmp_path / "content")
+    assert alone.config["fields"]["stage"] == "content" and "id" not in alone.params["items"]
+    assert "id" in zoo.from_pretrained(tmp_path / "control").params["items"]
+    words[words.index(str(tmp_path / "content"))] = str(tmp_path / "other")
     assert main(words) == 2 and "--control and --out are both" in capsys.readouterr().err
     at = words.index("--graft")
     assert main(words[:at] + words[at + 2 :]) == 2 and "--graft" in capsys.readouterr().err

@@ -135,8 +135,7 @@ def control(
     the graft and `fitted`, which started from it, took together (flops.py).
 
     The other arguments are those of that fit; all of the model trains, to the end, and validation
-    chooses. Raises ValueError for a graft that does not say its flops, and for a stage that cannot
-    begin from nothing.
+    chooses. Raises ValueError for a graft that does not say its flops.
     """
     before, chosen = computed_before(model, graft, chosen), from_nothing(model, chosen)
     own = settings or settings_for(model)

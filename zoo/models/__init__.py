@@ -308,13 +308,9 @@ def trainable(name: str, chosen: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def from_nothing(name: str, chosen: dict[str, Any]) -> dict[str, Any]:
-    """The `chosen` fields with a stage that needs no pretraining: the same, or `scratch` in place
-    of `transductive`. Raises ValueError for a stage that has no such counterpart."""
+    """The `chosen` fields with a stage that needs no pretraining: the same, or the counterpart
+    that the model's FROM_NOTHING names of one that trains a part of it alone."""
     if trainable(name, chosen) in (None, (r".*",)):
         return chosen
-    if chosen["stage"] != "transductive":
-        raise ValueError(
-            f"{name} with stage='{chosen['stage']}' has no counterpart without pretraining; "
-            "'transductive' has: 'scratch'."
-        )
-    return chosen | {"stage": "scratch"}
+    home = importlib.import_module(entry(name).home)
+    return chosen | {"stage": home.FROM_NOTHING[chosen["stage"]]}

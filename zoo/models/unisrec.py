@@ -47,7 +47,9 @@ TRAINABLE: dict[str, tuple[str, ...]] = {
     "inductive": (r"^items/(?!id/)", r"^fusion/"),  # the adaptor
     "transductive": (r"^items/", r"^fusion/"),  # the adaptor and the ID table
     "scratch": (r".*",),  # the control: the transductive model without pretraining
+    "content": (r".*",),  # the control of the inductive one, without IDs
 }
+FROM_NOTHING = {"transductive": "scratch", "inductive": "content"}
 STAGES_WITH_ID = ("transductive", "scratch")
 COMBINE = ("sum", "concat")
 INPUTS = ("content", "codes")
@@ -130,7 +132,7 @@ def unisrec(
     contrast: float = 1e-3,
     dtype: str = "float32",
 ) -> Recommender:
-    """The recommender of a stage: `pretrain`, `inductive`, `transductive` or `scratch`.
+    """The recommender of a stage: `pretrain`, `inductive`, `transductive`, `scratch` or `content`.
 
     Trains on batches of the scheme `last`: every prefix of a history with what came after it.
     A stage says the loss and whether items have an ID; which parameters it trains stands in
