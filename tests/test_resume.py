@@ -91,6 +91,25 @@ def test_another_run_in_the_same_folder_is_refused(folder, tmp_path):
     assert "seed is 0 there, 1 here" in done.stderr and "--out" in done.stderr
 
 
+def test_a_setting_that_came_later_is_told_where_it_is_set_and_learns_otherwise(tmp_path):
+    """Runs of before there was an l2 or a b2 go on; one that sets it is another run."""
+    rng = np.random.default_rng(0)
+    rows = {"users": np.repeat(np.arange(20), 6), "items": rng.integers(0, 30, 120)}
+    data = zoo.load_data(from_arrays(**rows, name="few"))
+    digests = set()
+    for n, more in enumerate(({}, {"l2": 0.1}, {"b2": 0.5})):
+        settings = zoo.settings_for("sasrec", steps=3, batch=2, **more)
+        fields = {"width": 8, "layers": 1, "max_len": 8}
+        fitted, _ = zoo.fit("sasrec", data, tmp_path / str(n), settings, **fields)
+        told = json.loads((tmp_path / str(n) / "run.json").read_text())
+        assert {k: told[k] for k in ("l2", "b2") if k in told} == more
+        digests.add(fitted.params_sha256)
+    assert len(digests) == 3
+    with pytest.raises(ValueError, match="l2 is unset there, 0.1 here"):
+        settings = zoo.settings_for("sasrec", steps=3, batch=2, l2=0.1)
+        zoo.fit("sasrec", data, tmp_path / "0", settings, **fields)
+
+
 def test_rows_of_several_widths_have_an_executable_each_and_resume(tmp_path):
     """A few long histories among short ones; stopped half-way the run ends as one that was not."""
     rng = np.random.default_rng(1)

@@ -56,7 +56,7 @@ class Run:
         check_metric(s.select)
         meshes.check_batch_fits(s.batch, mesh)
         self._load(entry(model), encoding.refresh if encoding else 0)
-        chain = (s.rate, self.steps, s.warmup, s.schedule, s.weight_decay, s.clip)
+        chain = (s.rate, self.steps, s.warmup, s.schedule, s.weight_decay, s.clip, s.b2)
         self.optimizer = with_rates(optimizer(*chain, accumulate=s.accumulate, l2=s.l2), s.rates)
         if stage := _stage(model, fields, start):
             self.optimizer = train_only(self.optimizer, stage)

@@ -149,7 +149,7 @@ def _run(model, catalogue, train, held, settings: Settings, mesh: Mesh) -> Conte
     loader = Loader(Arrays(train), s.batch, s.seed)
     steps = s.steps or s.epochs * loader.per_epoch
     every = s.evaluate_every or min(steps, loader.per_epoch)
-    chain = (s.rate, steps, s.warmup, s.schedule, s.weight_decay, s.clip)
+    chain = (s.rate, steps, s.warmup, s.schedule, s.weight_decay, s.clip, s.b2)
     made = optimizer(*chain, accumulate=s.accumulate, l2=s.l2)
     stepper = Stepper(model, made, loader, catalogue, mesh, s.seed)
     batches = _whole_batches(held, s.batch)

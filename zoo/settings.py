@@ -30,6 +30,7 @@ class Settings:
     schedule: str = "constant"
     weight_decay: float = 0.0  # after Adam has scaled the gradient (AdamW)
     l2: float = 0.0  # times the parameter, added to its gradient before (PyTorch's Adam)
+    b2: float = 0.999  # Adam's, of squared gradients
     clip: float | None = None
     accumulate: int = 1  # batches whose gradients are averaged before a step of the optimizer
     rates: tuple[tuple[str, float], ...] = ()  # (regex of names, times the rate), first match wins
@@ -46,7 +47,10 @@ class Settings:
         at_least(1, **{k: given[k] for k in COUNTS if k in given})
         above_zero(**{k: given[k] for k in ("flops", "rate", "clip") if k in given})
         between(0, math.inf, weight_decay=self.weight_decay, l2=self.l2)
+        between(0, 1, b2=self.b2)
 
+
+LATER = {"l2": 0.0, "b2": 0.999}  # settings that came later, and what the runs before them had
 
 # What a family is trained with unless told otherwise. graph: the protocol of MMRec
 # (mm-random-v1), whose early stop waits for more than 20 evaluations without a better one.
@@ -75,8 +79,8 @@ def check_metric(name: str) -> None:
 
 
 def recorded(settings: Settings) -> dict[str, Any]:
-    """Settings as run.json has them: l2 only where it is one, for runs older than it go on."""
-    return {k: v for k, v in asdict(settings).items() if k != "l2" or v}
+    """Settings as run.json has them: those in LATER only where set, so that older runs go on."""
+    return {k: v for k, v in asdict(settings).items() if k not in LATER or v != LATER[k]}
 
 
 def identity(
