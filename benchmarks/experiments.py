@@ -74,6 +74,7 @@ PRETRAIN = {"epochs": 10, "batch": 64, "rate": 1e-3, "patience": 10}
 TUNE = {"epochs": 20, "batch": 64, "rate": 1e-3, "patience": 3}
 CARRIED = {"folder": "transfer", "options": {"text": "hashed:512"}, "knockouts": True}
 INSTRUMENTS = {"data": "amazon-instruments", **CARRIED}
+COLD = {**INSTRUMENTS, "options": {**CARRIED["options"], "split": "cold-items"}}
 FILMS = {**CARRIED, "data": MOVIES["data"], "options": MOVIES["options"] | CARRIED["options"]}
 SHORT = {"fields": {"max_len": 20}, "batch": 160}  # of films, whose histories are long
 SPORTS = {"data": "amazon-sports", **CARRIED}
@@ -114,6 +115,11 @@ TRANSFER: dict[str, dict] = {
         **INSTRUMENTS,
         "fields": ALIKE,
         "settings": {**TUNE, "flops": 46e12, "evaluate_every": 200},
+    },
+    # Test asks for items that training never saw: nothing but content tells them apart.
+    **{f"{k}-cold-instruments": x for k, x in carried(COLD, times=0.5).items()},
+    "unisrec-inductive-cold-instruments": {
+        **carried(COLD, times=0.5, fields={"stage": "inductive"})["unisrec"]
     },
     **{f"{k}-movies": x for k, x in carried(FILMS, times=0.5, **SHORT).items()},
     "sasrec-movies": {

@@ -113,6 +113,17 @@ ROWS = (
         reuse=True,
     ),
     Row(
+        "amazon-instruments", "cold-items", {"text-knn": "", "sr-graph+text": ""}, FIRST, reuse=True
+    ),
+    Row(
+        "amazon-instruments",
+        "cold-items",
+        {"text-knn": "", "sr-graph+text": ""},
+        FIRST,
+        cold_only=True,
+        reuse=True,
+    ),
+    Row(
         "ml-100k",
         "leave-one-out",
         {
