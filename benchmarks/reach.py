@@ -101,16 +101,17 @@ def _taken(fitted) -> dict[str, float]:
     return {"pretrain_seconds": fitted.seconds, "pretrain_flops": fitted.flops}
 
 
-def with_vectors(experiment: dict, data, encoder: Path | None):
+def with_vectors(experiment: dict, data, encoder: Path | None, out: Path | None):
     """The data with its content through an encoder, and what made the vectors.
 
-    experiment["embed"]: what `zoo embed` is told.
+    experiment["embed"]: what `zoo embed` is told. A kept folder is found again: it is part of what
+    a run is.
     """
     from zoo.embed import embed
 
     if encoder is None:
         raise SystemExit("this experiment reads a published encoder: name its folder (--encoder)")
-    folder = tempfile.mkdtemp()
+    folder = str(out or tempfile.mkdtemp())
     told = embed(data.dataset, encoder, folder, **experiment["embed"])
     facts = json.loads((Path(folder) / "manifest.json").read_text())["facts"]
     files = {k: facts[k] for k in ("encoder_files", "preprocessing", "pooling", "modality")}
@@ -118,16 +119,17 @@ def with_vectors(experiment: dict, data, encoder: Path | None):
     return replace(data, options=options), files | {"width": told["width"]}
 
 
-def with_own_ids(experiment: dict, data):
+def with_own_ids(experiment: dict, data, kept: Path | None):
     """The data with the ids that `zoo tokenize` makes of its features.
 
     experiment["tokenize"]: what that is told.
     """
     from zoo.tokenize import tokenize
 
-    out = Path(tempfile.mkdtemp()) / "ids.json"
-    told = tokenize(data, out, **experiment["tokenize"])
-    print(json.dumps(told, default=str), flush=True)
+    out = kept or Path(tempfile.mkdtemp()) / "ids.json"
+    if not out.exists():
+        told = tokenize(data, out, **experiment["tokenize"])
+        print(json.dumps(told, default=str), flush=True)
     return replace(data, options=replace(data.options, codes=str(out)))
 
 
@@ -365,11 +367,12 @@ def main() -> None:
     experiment = EXPERIMENTS[args.experiment]
     options = api.DataOptions(**experiment.get("options", {}))
     data = api.load_data(args.data / experiment["data"], options)
-    made_by = {}
+    made_by, kept = {}, args.runs and args.runs / args.experiment
     if "embed" in experiment:
-        data, made_by = with_vectors(experiment, data, args.encoder)
+        folder = kept and kept.with_name(f"{kept.name}-features")
+        data, made_by = with_vectors(experiment, data, args.encoder, folder)
     if "tokenize" in experiment:
-        data = with_own_ids(experiment, data)
+        data = with_own_ids(experiment, data, kept and kept.with_name(f"{kept.name}-ids.json"))
     if args.experiment.startswith("try-"):
         return search(args, experiment, data)
     path = RESULTS / experiment.get("folder", "") / f"{args.experiment}.json"
