@@ -55,6 +55,18 @@ HSTU_SEARCH = {
         {"rate": 1e-3, "schedule": "cosine", "epochs": 60},
     ),
 }
+HSTU_SEARCH["long"] = (  # RecBoard's, but for its times
+    {"negatives": 512, "dropout": 0.2, "embedding_dropout": 0.4},
+    {
+        "rate": 1e-3,
+        "b2": 0.98,
+        "weight_decay": 1e-3,
+        "schedule": "cosine",
+        "epochs": 300,
+        "evaluate_every": 830,
+        "patience": 6,
+    },
+)
 BERT = {"epochs": 150, "rate": 1e-3, "warmup": 200, "evaluate_every": 490, "patience": 5}
 BERT_SEARCH = {
     "left": ({"align": "left"}, {}),
@@ -206,6 +218,10 @@ EXPERIMENTS: dict[str, dict] = {
     "mmgrec-image-tiktok": {**MMGREC, "vectors": by_freedom(modalities=("image",))},
     "mmgrec-audio-tiktok": {**MMGREC, "vectors": by_freedom(modalities=("audio",))},
     "mmgrec-official-tiktok": {**MMGREC, "model": "mmgrec_official", "vectors": by_freedom()},
+    "mmgrec-graphsage-tiktok": {  # the paper's vectors
+        **MMGREC,
+        "vectors": {"model": "graphsage", "fields": {}, "settings": {}, "tokenize": REC_IDS},
+    },
     "mmgrec-id-tiktok": {
         **MMGREC,
         "vectors": {"model": "lightgcn", "fields": {}, "settings": {}, "tokenize": REC_IDS},
@@ -226,6 +242,8 @@ EXPERIMENTS: dict[str, dict] = {
         for model in ("tiger", "liger")
     },
     "tiger-letter-beauty": {**TIGER, "options": {"codes": "letter_sid"}},
+    "tiger-published-beauty": {**TIGER, "options": {"codes": "tigerrepro_rqvae_sid"}},
+    "tiger-published-kmeans-beauty": {**TIGER, "options": {"codes": "tigerrepro_rqkmeans_sid"}},
     "tiger-long-beauty": {**LONG_TIGER, "options": {"codes": "letter_sid"}},
     "tiger-instruments": {
         **TIGER,

@@ -82,18 +82,18 @@ def recipes() -> str:
     """The published way to train beside one pass a user, at equal examples."""
     lines = [
         "| ml-latest-small | experiment | validation ndcg@10 after 1, 2, 3, 6 epochs, best | "
-        "recall@10 | ndcg@10 | best floor, ndcg@10 | examples/s | train |",
-        "|---|---|---|---|---|---|---|---|",
+        "recall@10 | ndcg@10 | best floor, ndcg@10 | seeds | examples/s | train |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, told in _runs(tuple(WAYS)):
-        row = told["rows"][0]
-        curve = [point["ndcg@10"] for point in row["curve"][:4]] + [row["valid"]["ndcg@10"]]
-        own = (row["test"][k] for k in ("recall@10", "ndcg@10"))
+        rows, seeds = told["rows"], len(told["rows"])
+        curves = [[p["ndcg@10"] for p in r["curve"][:4]] + [r["valid"]["ndcg@10"]] for r in rows]
+        curve = [sum(at) / seeds for at in zip(*curves, strict=True)]
+        own = (spread(told["summary"][k], seeds) for k in ("recall@10", "ndcg@10"))
+        rate = f"{sum(r['examples_per_second'] for r in rows) / seeds:.0f}"
         lines.append(
             f"| {WAYS[name]} | {name} | {', '.join(f'{v:.4f}' for v in curve)} | "
-            f"{' | '.join(f'{v:.4f}' for v in own)} | {verdict(told)} | "
-            f"{row['examples_per_second']:.0f} | "
-            f"{row['train_seconds'] / 60:.0f} min |"
+            f"{' | '.join(own)} | {verdict(told)} | {seeds} | {rate} | {minutes(rows):.0f} min |"
         )
     return "\n".join(lines)
 
