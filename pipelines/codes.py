@@ -179,7 +179,7 @@ def check_vectors(x: np.ndarray, present: np.ndarray, item_ids: np.ndarray, size
     if present.sum() < size:
         raise DataError(
             f"{int(present.sum())} items with features cannot fill {size} codes a level: choose "
-            f"at most {int(present.sum())} codes, or a larger catalogue."
+            f"at most {int(present.sum())} (zoo tokenize --size), or a larger catalogue."
         )
 
 

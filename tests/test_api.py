@@ -87,6 +87,17 @@ def test_recommends_in_the_users_ids(bundle):
     assert [x.item for x in batch[0]] == [x.item for x in first]
 
 
+def test_any_item_is_scored_on_demand(bundle):
+    history = ["item-03", "item-04", "item-05"]
+    listed = bundle.recommend(history, k=5)
+    scores = bundle.score(history, [*(x.item for x in listed), "item-04"])
+    assert scores[:5] == pytest.approx([x.score for x in listed], abs=1e-4)
+    assert np.isfinite(scores[5]), "an item of the history has a score, too"
+    assert bundle.score(history, ["item-04"]) == pytest.approx(scores[5:], abs=1e-4)
+    with pytest.raises(DataError, match="items: .*item-99.* not among the 40 items"):
+        bundle.score(history, ["item-99"])
+
+
 def test_history_longer_than_the_positions(bundle):
     history = [f"item-{i:02}" for i in range(25)]
     listed = bundle.recommend(history, k=3)

@@ -644,6 +644,27 @@ def test_trained_saved_and_loaded_back_it_gives_the_same_lists(tmp_path):
     for item in bundle.item_ids[1:4]:
         session.append(item)
     assert [line.item for line in session.recommend(5)] == [line.item for line in lines]
+    likely = bundle.score(bundle.item_ids[1:4], bundle.item_ids[1:])
+    assert np.exp(likely).sum() == pytest.approx(1, abs=1e-3)  # of items that exist
+    at = [bundle.item_ids.index(line.item) - 1 for line in lines]
+    assert [likely[i] for i in at] == pytest.approx([line.score for line in lines], abs=1e-3)
+
+
+def test_an_item_without_codes_is_never_promised(tmp_path):
+    made = made_world(n_items=60, n_users=40, length=(4, 6)).dataset
+    words = np.stack([np.arange(60) // 8, np.arange(60) % 8], axis=1)
+    found = coding_files.from_array(words)
+    found.present[51:] = False
+    coding_files.write_index(tmp_path / "own.json", found, made.item_ids)
+    data = api.load_data(made, api.DataOptions(codes=f"{tmp_path}/own.json"))
+    given = {"settings": api.settings_for("tiger", steps=0), **SMALL}
+    api.fit("tiger", data, tmp_path / "run", **given)
+    bundle = api.from_pretrained(tmp_path / "run")
+    history = bundle.item_ids[1:4]
+    assert len(bundle.recommend(history, k=47)) == 47
+    with pytest.raises(ValueError, match="k is 48; expected 1 to 47"):
+        bundle.recommend(history, k=48)
+    assert np.isneginf(bundle.score(history, [bundle.item_ids[55]])[0])
 
 
 @pytest.mark.parametrize("name", _timed(NAMES, (*SLOW, "mmgrec")))  # with its graphsage

@@ -230,6 +230,26 @@ def test_codes_that_cannot_grow_say_why(run, tmp_path):
         append_codes(other, new, out)
 
 
+def test_codes_of_items_with_other_titles_or_of_few_items_are_refused(tmp_path):
+    """Numbered items of two shops have the same names; what they are called tells them apart."""
+    out, one = tmp_path / "x.json", shop(60)
+    titles = np.array(["", *(f"brush {i}" for i in range(60))], object)
+
+    def called(titles):
+        columns = {**one.dataset.columns, "title": titles}
+        return replace(one, dataset=replace(one.dataset, columns=columns))
+
+    tokenize(called(titles), out, levels=2, size=8)
+    assert coded(called(titles).dataset, str(out))["x"][0].present[1:].all()
+    with pytest.raises(DataError, match="same ids as those of .* and other titles"):
+        coded(called(np.roll(titles, 1)).dataset, str(out))
+    index = dict(list(json.loads(out.read_text()).items())[:29])
+    few = tmp_path / "few.json"
+    few.write_text(json.dumps(index))
+    with pytest.raises(DataError, match="codes of 29 of the 60 items"):
+        coded(one.dataset, str(few))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_vectors_that_no_method_can_read_are_named_by_their_item(tmp_path, method):
     world, broken = shop(60), shop(60).dataset.features["text"].copy()

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("zoo", "pipelines", "checkpoints")
 FILES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
 # The doors see all three packages.
-DOORS = {"api", "arguments", "cli", "fitting", "serve", "quickstart", "quickstart_page"}
+DOORS = {"api", "arguments", "cli", "fitting", "serve", "session", "quickstart", "quickstart_page"}
 DOORS |= {"prior", "reasons", "report", "settings", "tokenize", "coding", "embed", "inputs"}
 DOORS |= {"data", "load", "own", "saving", "transfer", "pretraining", "cli_content"}
 DOORS |= {"counted", "cli_floors", "embedded", "append_codes", "run", "cli_train"}

@@ -72,7 +72,7 @@ def append_codes(data: Data, out: str | Path, old: str | Path) -> dict[str, Any]
     table[[*kept, *new]] = grown
     present = np.isin(np.arange(len(table)), [*kept, *new])
     write_index(out, Codes(table, present, before.letters), dataset.item_ids)
-    about = made.about | {"catalogue": catalogue_of(dataset)}
+    about = made.about | catalogue_of(dataset)
     np.savez(f"{out}.npz", about=json.dumps(about), room=made.room, **made.arrays)
     told = {"data": dataset.name, "modality": modality, "method": made.about["method"]}
     told |= {"resolver": made.about["resolver"], "kept": len(kept), "new": len(new)}

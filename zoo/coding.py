@@ -76,6 +76,7 @@ def _one(dataset: Dataset, name: str, text: str, seed: int) -> tuple[str, tuple]
         found = read_column(column, dataset.item_ids, name, MOST, True, True)
     elif name.endswith(".json") and Path(name).is_file():
         found = read_index(name, dataset.item_ids, MOST, partial=True, collisions=True)
+        _check_most(name, found, dataset)
         return Path(name).stem, (found, _room(name, found, dataset))
     else:
         raise DataError(
@@ -85,9 +86,25 @@ def _one(dataset: Dataset, name: str, text: str, seed: int) -> tuple[str, tuple]
     return name, (found, sizes(found))
 
 
-def catalogue_of(dataset: Dataset) -> str:
-    """A digest of whose items codes are, in whatever order."""
-    return json_sha256(sorted(ids_of(dataset)))
+def _check_most(name: str, codes: Codes, dataset: Dataset) -> None:
+    """Raise DataError for an index that leaves most items out: they could never be listed."""
+    if 2 * (have := int(codes.present.sum())) < dataset.n_items:
+        raise DataError(
+            f"{name} has codes of {have} of the {dataset.n_items} items of {dataset.name}, and the "
+            "others could never be listed: expected most of them. Make codes of these (zoo "
+            "tokenize --data ... --out ..., or --append such that the old ones stay)."
+        )
+
+
+def catalogue_of(dataset: Dataset) -> dict[str, str]:
+    """Digests of whose items codes are, in whatever order: `catalogue` of their ids and, where they
+    have any, `titles` of ids and titles."""
+    ids, titles = ids_of(dataset), dataset.columns.get("title")
+    told = {"catalogue": json_sha256(sorted(ids))}
+    if titles is not None:
+        named = zip(ids, map(str, titles[1:]), strict=True)
+        told["titles"] = json_sha256(sorted(map(list, named)))
+    return told
 
 
 def _room(name: str, codes: Codes, dataset: Dataset) -> np.ndarray:
@@ -103,11 +120,18 @@ def _room(name: str, codes: Codes, dataset: Dataset) -> np.ndarray:
             about = json.loads(str(arrays["about"])) if "about" in arrays else {}
     except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise DataError(f"{made}: expected what zoo tokenize writes, found {error!r}.") from error
-    if about.get("catalogue", own := catalogue_of(dataset)) != own:
+    own = catalogue_of(dataset)
+    if about.get("catalogue", own["catalogue"]) != own["catalogue"]:
         raise DataError(
             f"{name} was made for another catalogue than the {dataset.n_items} items of "
             f"{dataset.name}, if only by another filter: zoo tokenize makes codes of these, with "
             "--append such that the old ones stay."
+        )
+    if "titles" in own and about.get("titles", own["titles"]) != own["titles"]:
+        raise DataError(
+            f"{name} was made for items of the same ids as those of {dataset.name} and other "
+            "titles: another catalogue, or one whose content has changed. Make its codes anew "
+            "(zoo tokenize)."
         )
     if room.shape != need.shape or (room < need).any():
         raise DataError(

@@ -2,9 +2,8 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property, partial
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +14,14 @@ import numpy as np
 from checkpoints.bundle import Bundle, load_bundle
 from checkpoints.hub import resolve
 from pipelines.loader import requests
-from pipelines.schema import DataError, Dataset, Ragged, Split, seconds
+from pipelines.schema import DataError, Dataset, Ragged, Split
 from zoo.end_to_end import end_to_end
 from zoo.models import build, older
 from zoo.models.fusion import fuse
 from zoo.recipes import adapted_by
 from zoo.recommender import Incremental, ReadAgain, Recommender
 from zoo.scorer import best
+from zoo.session import Session, timed
 
 
 class Recommendation(NamedTuple):
@@ -63,6 +63,10 @@ class Pretrained:
     @cached_property
     def _recommend(self):
         return jax.jit(self.recommender.recommend, static_argnums=3)
+
+    @cached_property
+    def _score(self):
+        return jax.jit(self.recommender.score)
 
     @cached_property
     def reader(self) -> Incremental | None:
@@ -136,7 +140,25 @@ class Pretrained:
         batch = self._requests(numbers, times)
         return self._lines(*self._recommend(self.params, index, batch, k))
 
-    def session(self) -> "Session":
+    def score(
+        self,
+        history: Sequence[str],
+        items: Sequence[str],
+        times: Sequence[float] | None = None,
+    ) -> list[float]:
+        """What the model gives each of `items` after `history` (external ids, oldest first): what
+        `recommend` ranks by, also of items it would not list. Of a model that spells items the
+        log-probability of their codes, -inf where an item has none.
+
+        Raises DataError for an unknown id.
+        """
+        wanted = np.array(self.numbers(items, "items"), np.int32)
+        padded = np.resize(wanted, 2 ** int(np.ceil(np.log2(len(wanted)))))  # so few shapes compile
+        batch = self._requests([self.numbers(history)], None if times is None else [times])
+        scores = self._score(self.params, self.index, batch, padded[None])
+        return np.asarray(scores, np.float64)[0, : len(wanted)].tolist()
+
+    def session(self) -> Session:
         """An empty history to append events to."""
         return Session(self)
 
@@ -149,13 +171,20 @@ class Pretrained:
         return {**self.index, "valid": self.index["valid"] & rows}
 
     def _check_k(self, k: int, numbers: list[list[int]], index: Any) -> None:
-        left = np.asarray(index["valid"])
+        left = self._listable(index)
         available = int(left.sum()) - max(int(left[list(set(row))].sum()) for row in numbers)
         if not isinstance(k, Integral) or not 1 <= k <= available:
             raise ValueError(
                 f"k is {k}; expected 1 to {available}: the items that compete less those of the "
                 "history."
             )
+
+    def _listable(self, index: Any) -> np.ndarray:
+        """bool[n]: items that may stand in a list; one that is spelled needs codes."""
+        valid, codes = np.asarray(index["valid"]), index.get("codes")
+        if codes is None or "content" in index:
+            return valid
+        return valid & (np.asarray(codes)[..., 0] >= 0).reshape(len(valid), -1).any(1)
 
     def _requests(
         self, numbers: list[list[int]], times: Sequence[Sequence[float]] | None = None
@@ -164,7 +193,7 @@ class Pretrained:
         longest = max(len(row) for row in numbers)
         width = self.max_len if longest <= self.max_len else int(2 ** np.ceil(np.log2(longest)))
         users = np.zeros(len(numbers), np.int32)
-        return requests(_timed(Ragged.of(numbers), times), users, self.max_len, width)
+        return requests(timed(Ragged.of(numbers), times), users, self.max_len, width)
 
     def _lines(self, items: Any, scores: Any) -> list[list[Recommendation]]:
         return [
@@ -232,87 +261,6 @@ def _codes(bundle: Bundle) -> dict[str, dict]:
         part, vocabulary = name.split(".", 1)
         parts.setdefault(part, {})[vocabulary] = x
     return parts
-
-
-class Session:
-    """One user's history while it grows. Where the model is `incremental` an event is read once,
-    until the history has outgrown the model's positions; then, and for other models (and such as
-    read the times of what came next), the newest events are encoded again for every list.
-    """
-
-    def __init__(self, bundle: Pretrained):
-        self.bundle, self.history, self.times = bundle, [], []
-        self._reader = bundle.reader
-        self._memory = None if self._reader is None else self._reader.begin(bundle.index, 1)
-        self._query = None
-
-    @property
-    def reads_once(self) -> bool:
-        """Whether the next list costs one event, not the history."""
-        return self._reader is not None and len(self.history) <= self.bundle.max_len
-
-    def append(self, item: str, time: float | None = None) -> None:
-        """One more event, by the catalogue's own id; time: in seconds, for models that read it, and
-        then of every event. DataError for an unknown id, where some events have no time, and where
-        times go back; ValueError for a model that reads times and is given none."""
-        b = self.bundle
-        if self.history and (time is None) != (not self.times):
-            raise DataError(
-                f"{len(self.times)} of {len(self.history)} events so far have a time: give one "
-                "with every event, or with none."
-            )
-        if time is not None:
-            _check_times(np.array([*self.times[-1:], _number(time)]))
-        ids = jnp.asarray(b.numbers([item]), jnp.int32)
-        if self._reader is not None and len(self.history) < b.max_len:
-            clock = None if time is None else seconds(np.array([time - (self.times or [time])[0]]))
-            self._query, self._memory = b._extend(b.params, b.index, self._memory, ids, clock)
-        self.history.append(str(item))  # last: an event that could not be read is not kept
-        self.times += [] if time is None else [time]
-
-    def recommend(self, k: int = 10, allowed: Sequence[str] | None = None) -> list[Recommendation]:
-        """The k best items (of those `allowed`) not in the history so far, best first."""
-        b = self.bundle
-        numbers = b.numbers(self.history)
-        if not self.reads_once:
-            return b.recommend(self.history, k, self.times or None, allowed)
-        index = b._among(allowed)
-        b._check_k(k, [numbers], index)
-        exclude = b._requests([numbers])["exclude"]
-        items, scores = b._best(b.params, index, self._query, k, exclude)
-        return b._lines(items, scores)[0]
-
-
-def _timed(histories: Ragged, times: Sequence[Sequence[float]] | None) -> Ragged:
-    """Histories with their times; DataError unless there is one for every item, in order."""
-    if times is None:
-        return histories
-    given = Ragged.of(list(times), np.float64)
-    if len(given) != len(histories) or np.any(given.lengths != histories.lengths):
-        raise DataError(
-            f"times: {given.lengths.tolist()} for histories of {histories.lengths.tolist()} items; "
-            "expected one time an item."
-        )
-    for row in range(len(given)):
-        _check_times(given[row])
-    return replace(histories, times=given.values)
-
-
-def _check_times(times: np.ndarray) -> None:
-    """Raise DataError for times that are no numbers, or go back."""
-    if not np.all(np.isfinite(times)):
-        raise DataError(f"times are {times.tolist()}; expected seconds, one an item.")
-    if np.any(back := np.diff(times) < 0):
-        at = int(np.argmax(back))
-        raise DataError(
-            f"{times[at + 1]} is before {times[at]}; expected the history oldest first."
-        )
-
-
-def _number(time: Any) -> float:
-    if not isinstance(time, Real):
-        raise DataError(f"a time is {time!r}; expected seconds as a number.")
-    return float(time)
 
 
 def _with_prior(recommender: Recommender, prior: dict[str, Any] | None) -> Recommender:

@@ -105,7 +105,7 @@ def tokenize(
         check_unique(settled, dataset.item_ids[rows])
     write_index(out, _placed(settled, rows, dataset.n_items), dataset.item_ids)
     about = {"method": method, "resolver": resolver, "hidden": hidden, "vectors": told}
-    about["catalogue"] = catalogue_of(dataset)
+    about |= catalogue_of(dataset)
     if run is None:
         about["vectors"] = space_of(data, told["modality"])
     room = sizes(from_array(settled))

@@ -3,8 +3,10 @@
 A state is a distinct prefix of the sorted codes, numbered by length and then by order; the root is
 0. Every state but the root is entered by exactly one edge, so in that order edge e leads to state
 e + 1, and one array of tokens with one of row starts is the whole trie (cf. STATIC, arXiv
-2602.22647). Each path of full length ends at a leaf with at least one item. Arrays are arguments
-of jit: another set of allowed items (`like=`) needs no new compilation.
+2602.22647). A level as dense as the first is a row like any other: what a table of it would save
+is below what can be measured (benchmarks/decode.py, `unconstrained`). Each path of full length ends
+at a leaf with at least one item. Arrays are arguments of jit: another set of allowed items
+(`like=`) needs no new compilation.
 """
 
 from dataclasses import dataclass

@@ -5,12 +5,12 @@ content (graphsage); a residual quantiser turns the items' into codes, the popul
 those of equal codes makes them unique (tokenize.py). The set is read by relation-aware attention
 (relation.py). Here the target is never part of the set it is asked from, nor of the user's vector,
 which is the mean of the set (users="mean"). A graph's vector of the user ("graph", as published)
-has been trained on the target: on tiktok the model learned to read it off, and in the second epoch
-validation recall@20 fell from .062 to .040. Every level has a vocabulary of its own, the beam is
-held to items that exist, and the decoder is of T5's blocks, where the paper's has sinusoidal
-positions. `mmgrec_official` is, but for those blocks, what the authors' code does: the target is in
-the set it is asked from (scheme `whole`), users have the graph's vectors, all levels one
-vocabulary, and a beam of 10 is held to nothing. It learns to copy (tests/test_generative.py).
+has been trained on the target, which a model can learn to read off it. Every level has a vocabulary
+of its own, the beam is held to items that exist, and the decoder is of T5's blocks, where the
+paper's has sinusoidal positions. `mmgrec_official` is, but for those blocks, what the authors' code
+does: the target is in the set it is asked from (scheme `whole`), users have the graph's vectors,
+all levels one vocabulary, and a beam of 10 is held to nothing. It learns to copy
+(tests/test_generative.py).
 Train:  zoo train graphsage --data tiktok --out runs/graphsage
         zoo tokenize --data tiktok --run runs/graphsage --method rqvae --size 128 --out ids.json
         zoo train mmgrec --data tiktok --vectors runs/graphsage --codes ids.json --out runs/mmgrec
