@@ -281,6 +281,20 @@ def test_codes_follow_a_teacher(run, tmp_path):
         tokenize(world, out, teacher=run)
 
 
+def test_codes_spread_without_a_teacher_too(tmp_path):
+    books = []
+    for beta in (None, 0.0, 5.0):
+        out = tmp_path / f"{beta}.json"
+        tokenize(data(), out, steps=20, beta=beta, **SMALL)
+        books.append(np.load(f"{out}.npz")["codebooks"])
+    np.testing.assert_array_equal(books[0], books[1])
+    assert np.abs(books[2] - books[0]).max() > 1e-4
+    with pytest.raises(ValueError, match="are of the RQ-VAE; the method is 'pq'"):
+        tokenize(data(), out, method="pq", beta=1.0)
+    with pytest.raises(ValueError, match="beta is -1.0; expected a number of at least 0"):
+        tokenize(data(), out, steps=20, beta=-1.0, **SMALL)
+
+
 @pytest.mark.slow
 def test_the_shell_makes_codes_that_follow_a_teacher_and_trains_on_them(tmp_path, capsys):
     """LETTER from end to end: zoo train sasrec, zoo tokenize --teacher, zoo train tiger --codes."""

@@ -96,6 +96,11 @@ def tokenize_command(argv: list[str]) -> int:
         teacher: str | None = None
         """rqvae: a trained run or bundle whose item vectors, as wide, the codes shall follow, as
         LETTER's do."""
+        alpha: float = 0.02
+        """rqvae: the weight of following the teacher."""
+        beta: float | None = None
+        """rqvae: the weight of LETTER's other term, which spreads the codes of a level; None: 1e-4
+        with a teacher, 0 without."""
 
     args = parse(TokenizeArgs, argv, "tokenize", "items as semantic ids")
     from zoo import api

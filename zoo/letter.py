@@ -52,10 +52,11 @@ def collaborative(quantised: Array, teacher: Array) -> Array:
 
 
 def grouped(codebooks: Array, groups: int, key: Array) -> Array:
-    """int32 [c,v]: the group of each code of codebooks [c,v,d], equal shares within a level."""
+    """int32 [c,v]: the group of each code of codebooks [c,v,d], equal shares of a level; at most
+    half as many groups as codes, so that codes have company."""
 
     def level(codebook: Array, key: Array) -> Array:
-        centres = kmeans(codebook, key, min(groups, codebook.shape[0]), 10)
+        centres = kmeans(codebook, key, min(groups, max(1, codebook.shape[0] // 2)), 10)
         shares = balanced(squared_distances(codebook, centres), EPSILON)
         return shares.argmax(1).astype(jnp.int32)
 

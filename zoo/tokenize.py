@@ -6,6 +6,7 @@ with `rqvae`, the Rec-IDs of MMGRec (Liu et al. 2024, arXiv 2404.16555) if the r
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from zoo.code_quality import quality
 from zoo.coding import catalogue_of, sizes
 from zoo.data import Data, prepare
 from zoo.letter import Letter
-from zoo.names import at_least, unknown
+from zoo.names import at_least, between, unknown
 from zoo.quantised import Quantised, by_codebooks, by_rqvae
 from zoo.rqvae import RQVAE, fit_rqvae
 from zoo.semantic_ids import resolve
@@ -59,6 +60,8 @@ def tokenize(
     width: int = 32,
     balance: float = 0.0,
     teacher: Pretrained | str | Path | None = None,
+    alpha: float = Letter().alpha,
+    beta: float | None = None,
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Codes of every item that has a vector, to OUT (a JSON index) and OUT.npz (what made them,
@@ -70,17 +73,21 @@ def tokenize(
     None for all of them. steps: of k-means a level (with `batch` so many batches), None: 25; of the
     RQ-VAE, rounded up to whole epochs, None: 3000. hidden, width, balance (Sinkhorn's epsilon of
     the last level, 0: off) and teacher are of the RQ-VAE. teacher: a run whose item vectors its ids
-    shall follow, of that width (letter.py). resolver: what makes colliding codes unique
-    (semantic_ids.resolve), None: `popularity` of a run's vectors, else `digit`. mesh: over which
-    residual k-means spreads the vectors. Returns the quality report, of the codes before collisions
-    are resolved. Raises ValueError for an unknown name, for an option of another method, for
-    vectors that are not finite or too few, for a run of other items or of another split, and for
-    one without item vectors.
+    shall follow, of that width (letter.py); alpha and beta: the weights of following it and of
+    codes that spread, beta None: 1e-4 with a teacher, 0 without. resolver: what makes colliding
+    codes unique (semantic_ids.resolve), None: `popularity` of a run's vectors, else `digit`. mesh:
+    over which residual k-means spreads the vectors. Returns the quality report, of the codes before
+    collisions are resolved. Raises ValueError for an unknown name, for an option of another method,
+    for vectors that are not finite or too few, for a run of other items or of another split, and
+    for one without item vectors.
     """
     if method not in METHODS:
         raise unknown("unknown method", method, METHODS)
-    if method != "rqvae" and (teacher is not None or balance):
-        raise ValueError(f"a teacher and a balance are of the RQ-VAE; the method is '{method}'.")
+    if method != "rqvae" and (teacher is not None or balance or beta):
+        raise ValueError(
+            f"a teacher, beta and a balance are of the RQ-VAE; the method is '{method}'."
+        )
+    between(0, math.inf, alpha=alpha, balance=balance, beta=beta or 0.0)
     if method != "rkmeans" and batch is not None:
         raise ValueError(f"a batch is of residual k-means; the method is '{method}'.")
     steps = STEPS[method] if steps is None else steps
@@ -96,7 +103,7 @@ def tokenize(
     dataset, resolver = data.dataset, resolver or ("digit" if run is None else "popularity")
     if method == "rqvae":
         module = RQVAE(x.shape[1], hidden, width, levels, size, balance=balance)
-        made = _by_rqvae(x, module, steps, seed, _letter(data, teacher, rows))
+        made = _by_rqvae(x, module, steps, seed, _letter(data, teacher, rows, alpha, beta))
     else:
         made = _by_codebooks(x, method, levels, size, seed, steps, batch, mesh)
     counts = np.bincount(data.split.train.values, minlength=dataset.n_items + 1)[rows]
@@ -189,13 +196,19 @@ def _by_codebooks(
     return by_codebooks(fitted, x)
 
 
-def _letter(data: Data, teacher: Pretrained | str | Path | None, rows: np.ndarray) -> Letter | None:
-    """What follows the run's item vectors, which learned from the same split."""
+def _letter(
+    data: Data,
+    teacher: Pretrained | str | Path | None,
+    rows: np.ndarray,
+    alpha: float,
+    beta: float | None,
+) -> Letter | None:
+    """What follows the run's item vectors, which learned from the same split, and spreads codes."""
     if teacher is None:
-        return None
+        return Letter(beta=beta) if beta else None
     bundle = teacher if isinstance(teacher, Pretrained) else from_pretrained(teacher)
     vectors = bundle.vectors(data.dataset, data.split)["items"][rows]
-    return Letter(jnp.asarray(vectors))
+    return Letter(jnp.asarray(vectors), alpha, Letter().beta if beta is None else beta)
 
 
 def _by_rqvae(
