@@ -7,7 +7,7 @@ import pytest
 from conftest import FIXTURES
 
 from zoo.items import Items
-from zoo.layers import Stack, Trunk, segment_mask
+from zoo.layers import Dropout, Stack, Trunk, segment_mask
 
 HIGHEST = jax.default_matmul_precision("highest")
 
@@ -223,3 +223,28 @@ def test_content_without_features_is_told():
         Items(8, "content").init(jax.random.key(0), {**catalogue(), "features": {}})
     with pytest.raises(ValueError, match="smell"):
         Items(8, "both", ("smell",)).init(jax.random.key(0), catalogue())
+
+
+def test_dropout_keeps_its_share_and_the_mean():
+    x = jnp.ones((64, 50, 30))
+    for rate in (0.1, 0.2, 0.5):
+        drop = lambda seed, r=rate: Dropout(r).apply(  # noqa: E731
+            {}, x, deterministic=False, rngs={"dropout": jax.random.key(seed)}
+        )
+        y, other = np.asarray(drop(0)), np.asarray(drop(1))
+        share = np.mean(y > 0)
+        assert abs(share - (1 - rate)) < 0.005
+        np.testing.assert_allclose(y[y > 0], 256 / round(256 * (1 - rate)), rtol=1e-6)
+        assert abs(y.mean() - 1) < 0.01 and (y != other).any()
+        for axis in range(3):  # no column, row or place is treated otherwise than the others
+            rest = tuple(a for a in range(3) if a != axis)
+            assert np.abs(np.mean(y > 0, axis=rest) - share).max() < 0.06
+        near = np.mean((y[..., 1:] > 0) == (y[..., :-1] > 0))
+        assert abs(near - (share**2 + (1 - share) ** 2)) < 0.01, "bytes of a word are independent"
+    assert Dropout(0.5).apply({}, x, deterministic=True) is x
+    still = Dropout(0.0).apply({}, x, deterministic=False)
+    gone = Dropout(1.0).apply({}, x, deterministic=False)
+    assert still is x and not np.asarray(gone).any()
+    half = Dropout(0.5, deterministic=False)
+    y = half.apply({}, x.astype(jnp.bfloat16), rngs={"dropout": jax.random.key(0)})
+    assert y.dtype == jnp.bfloat16

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from zoo.layers import Dropout
+
 Array = jax.Array
 zeros = nn.initializers.zeros_init()
 NOISE_FLOOR = 0.01
@@ -69,7 +71,7 @@ class Experts(nn.Module):
         shape = (*x.shape[:-1], k)
         noise = jax.random.normal(self.make_rng("dropout"), shape) if train else None
         gates = noisy_gates(x, gate, spread, noise)
-        x = nn.Dropout(self.dropout, name="dropout")(x, deterministic=not train)
+        x = Dropout(self.dropout, name="dropout")(x, deterministic=not train)
         return gates, whiten(x, kernel, bias)
 
     def _norm(self, x: Array, train: bool) -> tuple[Array, Array]:
@@ -77,7 +79,7 @@ class Experts(nn.Module):
         initial = nn.initializers.variance_scaling(1.0, "fan_in", "normal", batch_axis=0)
         kernel = self.param("kernel", initial, (k, f, d))
         y = _each(x, kernel) + _row(self.param("bias", zeros, (k, d)), x)
-        y = nn.Dropout(self.dropout, name="dropout")(y, deterministic=not train)
+        y = Dropout(self.dropout, name="dropout")(y, deterministic=not train)
         y = (y - jnp.mean(y, -1, keepdims=True)) * jax.lax.rsqrt(
             jnp.var(y, -1, keepdims=True) + self.epsilon
         )

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.layers import Attention
+from zoo.layers import Attention, Dropout
 
 Array = jax.Array
 xavier = nn.initializers.xavier_uniform()
@@ -80,6 +80,6 @@ class QFormer(nn.Module):
         read = jnp.concatenate([jnp.ones((n, self.queries), bool), present], axis=1)
         for i in range(self.layers):
             y = Attention(self.heads, name=f"layer_{i}_attention")(t, t, read[:, None, None])
-            y = nn.Dropout(self.dropout, name=f"layer_{i}_dropout")(y, deterministic=not train)
+            y = Dropout(self.dropout, name=f"layer_{i}_dropout")(y, deterministic=not train)
             t = nn.LayerNorm(self.epsilon, name=f"layer_{i}_norm")(t + y)
         return t[:, : self.queries]

@@ -72,6 +72,34 @@ class Table(nn.Module):
         return self.param("table", self.initial, (self.rows, self.width))  # n d
 
 
+class Dropout(nn.Module):
+    """Zeros a share `rate` of x and divides the rest by the share that is kept, as in Flax, with
+    one random byte a number in place of four: rates are multiples of 1/256.
+    """
+
+    rate: float
+    deterministic: bool | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, deterministic: bool | None = None) -> Array:
+        kept = round(256 * (1 - self.rate))
+        if nn.merge_param("deterministic", self.deterministic, deterministic) or kept == 256:
+            return x
+        if kept == 0:
+            return jnp.zeros_like(x)
+        drawn = random_bytes(self.make_rng("dropout"), x.shape)
+        return jnp.where(drawn < kept, x * (256 / kept), jnp.zeros_like(x))
+
+
+def random_bytes(key: Array, shape: tuple[int, ...]) -> Array:
+    """uint8 of `shape`, four of each random word; words lie along the last axis alone, so that
+    the others are spread over devices as x is."""
+    *rows, width = shape
+    words = jax.random.bits(key, (*rows, -(-width // 4)), jnp.uint32)
+    drawn = jax.lax.bitcast_convert_type(words, jnp.uint8)
+    return drawn.reshape(*rows, -1)[..., :width]
+
+
 class Attention(nn.Module):
     """Multi-head softmax attention; softmax in float32. `values` may differ from the queries.
 
@@ -103,7 +131,7 @@ class Attention(nn.Module):
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(q.shape[-1]).astype(q.dtype)
         logits = jnp.where(mask, logits.astype(jnp.float32), -1e9)  # not -inf: no NaN rows
         weights = jax.nn.softmax(logits).astype(v.dtype)
-        weights = nn.Dropout(self.dropout)(weights, deterministic=not train)
+        weights = Dropout(self.dropout)(weights, deterministic=not train)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
         y = nn.Dense(width, dtype=self.dtype, name="out")(y)
         return y if memory is None else (y, {"key": k, "value": v})
@@ -125,7 +153,7 @@ class FeedForward(nn.Module):
             y = nn.silu(y) * nn.Dense(inner, dtype=self.dtype, name="gate")(x)
         else:
             y = {"relu": nn.relu, "gelu": partial(nn.gelu, approximate=False)}[self.kind](y)
-        y = nn.Dropout(self.dropout)(y, deterministic=not train)
+        y = Dropout(self.dropout)(y, deterministic=not train)
         return nn.Dense(width, dtype=self.dtype, name="out")(y)
 
 
@@ -162,7 +190,7 @@ class Block(nn.Module):
 
     def _sub(self, x: Array, name: str, layer: Callable, train: bool) -> Array:
         norm = nn.LayerNorm(self.epsilon, dtype=jnp.float32, name=f"{name}_norm")
-        drop = nn.Dropout(self.dropout, deterministic=not train, name=f"{name}_dropout")
+        drop = Dropout(self.dropout, deterministic=not train, name=f"{name}_dropout")
         if self.kind == "post":
             return norm(x + drop(layer(x, x)))
         z = norm(x)
@@ -276,7 +304,7 @@ class Trunk(nn.Module):
         x = x + jnp.take(positions, batch["positions"], axis=0, mode="clip")
         x = nn.LayerNorm(self.stack.epsilon, dtype=jnp.float32, name="norm")(x) if self.norm else x
         x = x * (batch["segments"] > 0)[:, :, None]
-        x = nn.Dropout(self.dropout, name="dropout")(x, deterministic=not train)
+        x = Dropout(self.dropout, name="dropout")(x, deterministic=not train)
         if memory is None:
             return self.stack(x, segment_mask(batch["segments"], self.causal), train)
         x, kept = self.stack(x, read_so_far(memory, self.max_len), train, memory)

@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from zoo.layers import Dropout
+
 Array = jax.Array
 
 
@@ -90,7 +92,7 @@ class RelationBlock(nn.Module):
         attention = RelationAttention(
             self.heads, self.head_width, dtype=self.dtype, name="attention"
         )
-        drop = nn.Dropout(self.dropout, deterministic=not train, name="dropout")
+        drop = Dropout(self.dropout, deterministic=not train, name="dropout")
         y = norm("attention_norm", x + drop(attention(x, user, mask)))
         return norm("ffn_norm", y + Hidden(self.width, self.dtype, name="ffn")(y))
 
@@ -116,7 +118,7 @@ class SetEncoder(nn.Module):
         what a query sees (layers.segment_mask(segments, causal=False))."""
         if x.shape[-1] != self.width:
             x = nn.Dense(self.width, False, self.dtype, name="input")(x)
-        x = nn.Dropout(self.dropout, name="dropout")(x, deterministic=not train)
+        x = Dropout(self.dropout, name="dropout")(x, deterministic=not train)
         fields = (self.width, self.heads, self.head_width, self.dropout, self.epsilon, self.dtype)
         for i in range(self.layers):
             x = RelationBlock(*fields, name=f"block_{i}")(x, user, mask, train)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.layers import Attention
+from zoo.layers import Attention, Dropout
 
 Array = jax.Array
 Outputs = dict[str, Array]
@@ -84,7 +84,7 @@ class EncoderBlock(nn.Module):
 
     def _sub(self, x: Array, name: str, layer, train: bool) -> Array:
         norm = nn.LayerNorm(self.epsilon, dtype=jnp.float32, name=f"{name}_norm")
-        drop = nn.Dropout(self.dropout, deterministic=not train, name=f"{name}_dropout")
+        drop = Dropout(self.dropout, deterministic=not train, name=f"{name}_dropout")
         if self.kind == "post":
             return norm(x + drop(layer(x)))
         y = layer(norm(x))

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.layers import Dropout
+
 Array = jax.Array
 KeysValues = tuple[Array, Array]  # [...,k,h,e] each
 
@@ -75,7 +77,7 @@ class T5Attention(nn.Module):
         self.key = nn.Dense(inner, kernel_init=normal(1 / d), **plain)
         self.value = nn.Dense(inner, kernel_init=normal(1 / d), **plain)
         self.out = nn.Dense(d, kernel_init=normal(1 / inner), **plain)
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
 
     def read(self, x: Array) -> KeysValues:
         """Keys and values [...,l,h,e] of x [...,l,d]."""
@@ -129,7 +131,7 @@ class T5Block(nn.Module):
         start = {"use_bias": False, "dtype": self.dtype}
         self.ffn_in = nn.Dense(self.inner, kernel_init=normal(1 / self.width), **start)
         self.ffn_out = nn.Dense(self.width, kernel_init=normal(1 / self.inner), **start)
-        self.ffn_norm, self.drop = norm(), nn.Dropout(self.dropout)
+        self.ffn_norm, self.drop = norm(), Dropout(self.dropout)
 
     def __call__(
         self,
@@ -180,7 +182,7 @@ class T5Stack(nn.Module):
         bias = (self.heads, self.width, self.both_ways, self.buckets, self.furthest)
         self.relative = RelativeBias(*bias)
         self.norm = nn.RMSNorm(self.epsilon, dtype=jnp.float32)
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
 
     def encode(self, x: Array, mask: Array, train: bool = False) -> Array:
         """States [b,l,d] of x [b,l,d]; mask bool to [b,l,l]: what a place sees."""

@@ -15,7 +15,7 @@ from zoo.encoders.blocks import (
     mean_of_tokens,
     unit_length,
 )
-from zoo.layers import Table
+from zoo.layers import Dropout, Table
 
 
 class Bert(nn.Module):
@@ -49,7 +49,7 @@ class Bert(nn.Module):
         """ids int[b,l], mask bool[b,l] of the real tokens, types int[b,l] (default 0)."""
         x = self._embed(ids, jnp.zeros_like(ids) if types is None else types)
         norm = nn.LayerNorm(self.stack.epsilon, dtype=jnp.float32, name="norm")
-        x = nn.Dropout(self.stack.dropout, name="dropout")(norm(x), deterministic=not train)
+        x = Dropout(self.stack.dropout, name="dropout")(norm(x), deterministic=not train)
         tokens, states = self.stack(x, attention_mask(mask, ids.shape[1]), train)
         out = {"tokens": tokens, "hidden_states": states, "cls": tokens[:, 0]}
         out["mean"] = mean_of_tokens(tokens, mask)

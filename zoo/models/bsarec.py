@@ -12,7 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.items import Items
-from zoo.layers import Attention, FeedForward, Table, check_fits, columns_behind, segment_mask
+from zoo.layers import (
+    Attention,
+    Dropout,
+    FeedForward,
+    Table,
+    check_fits,
+    columns_behind,
+    segment_mask,
+)
 from zoo.models.sequential import Reading, next_item, sequential
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
@@ -43,7 +51,7 @@ class Filter(nn.Module):
         beta = self.param("beta", nn.initializers.normal(1.0), (x.shape[-1],))
         low = jnp.einsum("bij,bjd->bid", mixing, x)
         y = low + jnp.square(beta)[None, None] * (x - low)
-        y = nn.Dropout(self.dropout)(y, deterministic=not train)
+        y = Dropout(self.dropout)(y, deterministic=not train)
         return nn.LayerNorm(EPSILON, name="norm")(x + y)
 
 
@@ -59,7 +67,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array, mixing: Array, train: bool = False) -> Array:
         def residual(x: Array, y: Array, name: str) -> Array:
-            y = nn.Dropout(self.dropout, name=f"{name}_dropout")(y, deterministic=not train)
+            y = Dropout(self.dropout, name=f"{name}_dropout")(y, deterministic=not train)
             return nn.LayerNorm(EPSILON, name=f"{name}_norm")(x + y)
 
         y = Attention(self.heads, self.dropout, self.dtype, name="attention")(x, x, mask, train)
@@ -97,7 +105,7 @@ class BSARecTrunk(nn.Module):
         x = x + jnp.take(positions, self.max_len - 1 - later, axis=0, mode="clip")
         x = nn.LayerNorm(EPSILON, name="norm")(x)
         x = x if self.official else x * real[:, :, None]
-        x = nn.Dropout(self.dropout, name="dropout")(x, deterministic=not train)
+        x = Dropout(self.dropout, name="dropout")(x, deterministic=not train)
         fields = (self.heads, self.alpha, self.multiplier, self.dropout, self.dtype)
         for i in range(self.layers):
             x = Block(*fields, name=f"block_{i}")(x, mask, mixing, train)

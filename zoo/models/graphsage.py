@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.graph import Graph, binary, product, transpose
-from zoo.layers import Table
+from zoo.layers import Dropout, Table
 from zoo.models.collaborative import collaborative, ranking_loss, xavier
 from zoo.models.content import chosen, present_rows
 from zoo.recommender import Recommender
@@ -96,7 +96,7 @@ class GraphSage(nn.Module):
         return sum(x @ w for x, w in zip(xs, parts, strict=True))
 
     def _drop(self, place: int, x: Array, train: bool) -> Array:
-        return nn.Dropout(self.dropout[place])(x, deterministic=not train)
+        return Dropout(self.dropout[place])(x, deterministic=not train)
 
 
 def graphsage(

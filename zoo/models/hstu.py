@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from zoo.items import Items
 from zoo.layers import (
+    Dropout,
     Memory,
     Table,
     check_fits,
@@ -80,7 +81,7 @@ class Layer(nn.Module):
         a = jnp.where(mask, a / self.length, 0.0)
         y = jnp.einsum("bhij,bjhd->bihd", a, v).reshape(u.shape)
         y = u * nn.LayerNorm(EPSILON, use_bias=False, use_scale=False)(y)
-        y = nn.Dropout(self.dropout)(y, deterministic=not train)
+        y = Dropout(self.dropout)(y, deterministic=not train)
         x = x + nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(y)
         return x if memory is None else (x, {"key": k, "value": v})
 
@@ -129,7 +130,7 @@ class HSTUTrunk(nn.Module):
         x = x * jnp.sqrt(x.shape[-1]).astype(x.dtype)
         x = x + jnp.take(positions, batch["positions"], axis=0, mode="clip")
         x = x * (batch["segments"] > 0)[:, :, None]
-        x = nn.Dropout(self.embedding_dropout, name="dropout")(x, deterministic=not train)
+        x = Dropout(self.embedding_dropout, name="dropout")(x, deterministic=not train)
         (times, clock), (mask, distance) = self._times(batch, memory), self._places(batch, memory)
         widths = (self.heads, self.qk_width, self.v_width)
         kept: Memory = {}

@@ -28,6 +28,7 @@ import scipy.sparse
 from zoo.edges import from_edges
 from zoo.fusion import AttentionMean, SpectralFusion
 from zoo.graph import Graph, light_mean, product
+from zoo.layers import Dropout
 from zoo.losses import info_nce, normalise
 from zoo.models.collaborative import (
     Free,
@@ -107,7 +108,7 @@ class MGCN(nn.Module):
     def _gates(self, tags, behaviour: Array, train: bool) -> Array:
         """σ(W_m c) [u+n,m,d], dropped out."""
         gates = [nn.sigmoid(self._dense(f"{tag}_gate", behaviour)) for tag in tags]
-        drop = nn.Dropout(self.dropout, name="dropout")
+        drop = Dropout(self.dropout, name="dropout")
         return drop(jnp.stack(gates, axis=1), deterministic=not train)
 
     def _attention(self, tags, views: Array, gates: Array) -> Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo.items import Items
-from zoo.layers import Stack, Table, Trunk
+from zoo.layers import Dropout, Stack, Table, Trunk
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
 from zoo.retrieval import dot_match
@@ -28,7 +28,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         y = nn.gelu(nn.Dense(self.hidden, name="in")(x))
-        y = nn.Dropout(self.dropout, name="dropout")(y, deterministic=not train)
+        y = Dropout(self.dropout, name="dropout")(y, deterministic=not train)
         return x + nn.Dense(x.shape[-1], name="out")(y)
 
 
