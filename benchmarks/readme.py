@@ -189,7 +189,7 @@ def _scaled() -> list[str]:
         items, beam, batch = order(row)
         ms = row["recommend"]["cpu_ms"]
         lines.append(f"| {items:,} | {beam} | {batch} | {ms:.0f} | {row['trie_s']:.2f} |")
-    how = f"Processor time of a batch; `{told['command']}`, commit {told['commit']}."
+    how = f"Processor time of a batch on one core; `{told['command']}`, commit {told['commit']}."
     return [*lines, "", how]
 
 
