@@ -389,6 +389,11 @@ EXPERIMENTS: dict[str, dict] = {
         },
     },
     "bsarec-decayed-beauty": {"model": "bsarec", "data": "amazon-beauty", "settings": PREFIXES},
+    "try-bsarec-coupled": {  # RecBoard's way to decay
+        "model": "bsarec",
+        "data": "amazon-beauty",
+        "settings": PREFIXES | {"l2": 1e-4},
+    },
     "bsarec-text-beauty": BY_PREFIXES,
     **{
         f"bsarec-{name}-sports": {

@@ -130,7 +130,7 @@ def _lost_line(name: str, rows: list[dict]) -> str:
 
 # What each trial was to better.
 KEPT = {"hstu": "hstu-beauty", "bert4rec": "bert4rec-beauty", "bce": "sasrec-bce-beauty"}
-KEPT |= {"sports": "sasrec-sports"}
+KEPT |= {"sports": "sasrec-sports", "bsarec": "bsarec-decayed-beauty"}
 
 
 def tried() -> str:
