@@ -78,6 +78,17 @@ BERT_SEARCH = {
         {"heads": 4},
         {"l2": 1e-4, "rate": 5e-3, "batch": 64, "epochs": 120, "evaluate_every": 246},
     ),
+    "coupled-decayed": (
+        {"heads": 4},
+        {
+            "l2": 1e-4,
+            "rate": 5e-3,
+            "schedule": "cosine",
+            "batch": 64,
+            "epochs": 100,
+            "evaluate_every": 246,
+        },
+    ),
 }
 # Pretraining beside the same model without, for as many operations in all, and without content: on
 # one shop (titles and, as a second modality, semantic ids of images), on films (posters and
