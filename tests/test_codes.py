@@ -55,15 +55,6 @@ def test_the_nearest_keeps_its_code_and_the_others_take_the_nearest_free_one():
         sids.resolve(np.zeros((3, 2), int), "relocate", np.ones((3, 2)))
 
 
-def test_sinkhorn_gives_a_code_to_whom_another_costs_most():
-    """Relocation serves the nearest first, whatever is left for the others."""
-    codes = np.zeros((3, 2), int)
-    distances = np.asarray([[0, 1, 9], [0.1, 9, 9], [0.2, 9, 1]])
-    nearest, shared = (sids.resolve(codes, how, distances) for how in ("relocate", "sinkhorn"))
-    assert nearest[:, 1].tolist() == [0, 1, 2]
-    assert shared[:, 1].tolist() == [1, 0, 2]
-
-
 @pytest.mark.parametrize("how", ["digit", "relocate"])
 def test_appending_moves_no_old_code_and_twice_is_once(fitted, how):
     codes, distances = fitted

@@ -19,7 +19,7 @@ from zoo import api, coding
 from zoo import mesh as meshes
 from zoo.evaluation import evaluate, invalid_share, top_lists
 from zoo.models import MODELS, build
-from zoo.models.mql4grec import _tasks, merged
+from zoo.models.mql4grec import merged
 from zoo.optim import optimizer
 from zoo.semantic_ids import append, with_digit
 from zoo.train import create, make_step
@@ -323,66 +323,6 @@ def test_languages_are_merged_and_each_item_listed_once():
     np.testing.assert_allclose(merged_scores[0, :3], [-0.5, -1.5, -1.5])
     with pytest.raises(ValueError, match="two or more vocabularies"):
         recommender.prepare({**world()[0]}, 1)
-
-
-@pytest.mark.parametrize("languages", [2, 3])
-def test_every_language_is_asked_of_every_other_and_of_itself(languages):
-    told = (np.asarray(x).tolist() for x in _tasks(jax.random.key(0), 600, languages))
-    drawn = zip(*told, strict=True)
-    every = [(s, t) for s in range(languages) for t in range(languages)]
-    assert set(drawn) == {(*x, False) for x in every} | {(*x, True) for x in every if x[0] != x[1]}
-
-
-def test_what_languages_are_asked_is_heard_before_and_counted():
-    """A later item changes nothing before it; nothing is translated from an item without codes."""
-    recommender, params, catalogue, _ = made("mql4grec")
-    weigh = jax.jit(recommender.loss)
-    items = np.array([[9, 10, 4, 5, 6, 11, 0, 0]], np.int32)  # 9 and 10 have one language each
-    row = {"items": items, "targets": np.array([[4, 5, 6, 0, 0, 0, 0, 0]], np.int32)}
-    row |= {"segments": (items > 0).astype(np.int32)}
-    row |= {"positions": np.arange(8, dtype=np.int32)[None] * row["segments"]}
-    later = row | {"items": np.array([[9, 10, 4, 5, 6, 13, 0, 0]], np.int32)}
-    counted = []
-    for seed in range(24):  # a task each
-        (loss, told), (other, _) = (
-            weigh(params, catalogue, x, jax.random.key(seed)) for x in (row, later)
-        )
-        counted.append(int(told["targets"]))
-        if counted[-1] == 3:
-            np.testing.assert_allclose(loss, other, rtol=1e-5)
-        else:
-            assert abs(loss - other) > 1e-5, "all items of the row are translated"
-    assert set(counted) == {3, 4}, "of six items four have codes in both languages"
-
-
-def test_liger_learns_from_content_beside_the_spelling():
-    """Its softmax is over the items there are, the spelling over the codes that exist."""
-    recommender, params, catalogue, batch = made("liger")
-    weigh = jax.jit(recommender.loss)
-    more = {**catalogue, "valid": jnp.arange(64) > 0}
-    few, many = (weigh(params, x, batch, jax.random.key(0))[0] for x in (catalogue, more))
-    assert many - few > 0.05
-
-
-def test_an_item_without_codes_says_nothing():
-    recommender, params, catalogue, _ = made("tiger")
-    index = recommender.index(params, catalogue)
-
-    def heard(params, item: int):
-        row = requests(Ragged.of([[item]]), np.zeros(1, np.int32), LENGTH, LENGTH)
-        return jnp.sum(jnp.sin(recommender.encode(params, index, row)["memory"][0][0]))
-
-    slopes = jax.jit(jax.grad(heard), static_argnums=1)
-    named = {
-        item: {
-            meshes.path_name(p): np.abs(g).max()
-            for p, g in jax.tree_util.tree_leaves_with_path(slopes(params, item))
-        }
-        for item in (9, 3)
-    }
-    table = [name for name in named[9] if "code" in name]
-    assert table and all(named[9][n] == 0 for n in table)
-    assert any(named[3][n] > 0 for n in table)
 
 
 def parted() -> dict:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 
-from zoo import letter, rqvae
+from zoo import letter
 from zoo.rqvae import RQVAE, collapsed, fit_rqvae, reset_dead, rqvae_loss, start_by_kmeans, usage
 from zoo.sinkhorn import balanced
 
@@ -172,29 +172,6 @@ def test_training_starts_from_k_means_revives_dead_codes_and_learns():
     np.testing.assert_array_equal(revived["codebooks"][:, 6:], away["codebooks"][:, 6:])
     again = start_by_kmeans(module, away, X, jax.random.key(1))
     assert count(again).min() >= 7
-
-
-def test_codes_that_stay_dead_come_back_while_it_trains(monkeypatch):
-    def away(module, params, x, key):
-        return {**params, "codebooks": params["codebooks"].at[:, 2:].set(100.0)}
-
-    monkeypatch.setattr(rqvae, "start_by_kmeans", away)
-    module, many = RQVAE(6, (8,), 3, 2, 8), {"epochs": 12, "batch": 32, "rate": 1e-3}
-    used = {n: fit_rqvae(module, X, reset_every=n, **many)[1][-1]["used"] for n in (0, 4)}
-    assert used[0].max() <= 2 and used[4].min() >= 6
-
-
-def test_balance_spreads_the_last_level_in_training_alone():
-    most = {}
-    for balance in (0.0, 0.05):
-        module = RQVAE(6, (8,), 3, 2, 8, balance=balance)
-        params = module.init(jax.random.key(0), X[:1])["params"]
-        for train in (False, True):
-            codes = np.asarray(module.apply({"params": params}, X, train)["codes"])
-            most[balance, train] = [np.bincount(c, minlength=8).max() for c in codes.T]
-    assert most[0.0, False] == most[0.0, True] == most[0.05, False]
-    assert most[0.05, True][0] == most[0.0, True][0], "the other levels are as they were"
-    assert most[0.05, True][1] <= 12 < most[0.0, True][1], "even would be 8"
 
 
 def test_errors_teach():

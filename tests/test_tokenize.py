@@ -269,15 +269,6 @@ def test_a_collapsed_level_is_told(caplog):
     assert "level 1 uses 1.2 of 16 codes" in caplog.text and "level 2" not in caplog.text
 
 
-def test_an_rqvae_that_collapses_says_so(tmp_path, caplog):
-    one = shop(60)
-    same = {"text": np.broadcast_to(one.dataset.features["text"][1:2], (61, 6)).copy()}
-    alike = replace(one, dataset=replace(one.dataset, features=same))
-    with caplog.at_level("WARNING", "zoo"):
-        tokenize(alike, tmp_path / "x.json", **SMALL | {"levels": 1, "size": 16, "steps": 6})
-    assert "RQ-VAE: level 1 uses 1.0 of 16 codes" in caplog.text
-
-
 def test_codes_follow_a_teacher(run, tmp_path):
     """LETTER's term, with a heavy hand: neighbours of the run's vectors share more codes."""
     world, out = data(), tmp_path / "codes.json"
