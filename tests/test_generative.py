@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,11 @@ from pipelines.synthetic import world as made_world
 from pipelines.transforms import pack
 from zoo import api, coding
 from zoo import mesh as meshes
+from zoo.encoders.t5 import encoder_decoder
 from zoo.evaluation import evaluate, invalid_share, top_lists
-from zoo.models import MODELS, build
-from zoo.models.mql4grec import merged
+from zoo.models import MODELS, build, mql4grec
+from zoo.models.generative import Speller
+from zoo.models.mql4grec import Polyglot, merged
 from zoo.optim import optimizer
 from zoo.semantic_ids import append, with_digit
 from zoo.train import create, make_step
@@ -186,6 +188,108 @@ def test_a_row_of_any_language_does_not_see_what_comes_later():
             compared += 1
             np.testing.assert_allclose(loss, other, rtol=1e-5)
     assert compared >= 3
+
+
+PAIRS = [(s, t) for s in (0, 1) for t in (0, 1)]
+TASKS = [*((s, t, False) for s, t in PAIRS), (0, 1, True), (1, 0, True)]
+
+
+@cache
+def told_task():
+    """(batch of a row, task) -> mql4grec's loss and number of targets."""
+    recommender, params, catalogue, _ = made("mql4grec")
+
+    @jax.jit
+    def weigh(batch, source, target, same):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mql4grec, "_tasks", lambda *_: (source, target, same))
+            return recommender.loss(params, catalogue, batch, jax.random.key(0))
+
+    def told(batch, task):
+        loss, told = weigh(batch, *(np.array([x]) for x in task))
+        return float(loss), int(told["targets"])
+
+    return told
+
+
+def in_a_row(*items: int) -> dict[str, np.ndarray]:
+    """These items, and each asked for after those before it."""
+    row = dict.fromkeys(("items", "targets", "segments"))
+    for name, own in zip(row, (items, items[1:], np.ones_like(items)), strict=True):
+        row[name] = np.zeros((1, LENGTH), np.int32)
+        row[name][0, : len(own)] = own
+    return row
+
+
+def test_every_pair_of_languages_is_a_task_and_every_translation_too():
+    drawn = np.stack(mql4grec._tasks(jax.random.key(0), 6000, 3), axis=1)
+    found, times = np.unique(drawn, axis=0, return_counts=True)
+    every = [(s, t, same) for s in range(3) for t in range(3) for same in (0, 1)]
+    assert found.tolist() == [list(x) for x in every if x[0] != x[1] or not x[2]]
+    assert times.min() > 0.8 * 6000 / 15
+
+
+def test_a_row_has_every_task_in_turn():
+    recommender, params, catalogue, _ = made("mql4grec")
+    row, told = in_a_row(4, 13, 5, 20, 6), told_task()
+    weigh = jax.jit(lambda key: recommender.loss(params, catalogue, row, key)[0])
+    losses = [float(weigh(jax.random.key(seed))) for seed in range(40)]
+    wanted = [told(row, task) for task in TASKS]
+    assert [n for _, n in wanted] == [4, 4, 4, 4, 5, 5]
+    apart = np.abs(np.array(losses)[:, None] - np.array([loss for loss, _ in wanted])[None])
+    assert apart.min(axis=1).max() < 1e-5, "a loss of no task"
+    assert set(apart.argmin(axis=1)) == set(range(6)), "a task never given"
+
+
+@pytest.mark.parametrize("source, target", PAIRS)
+def test_in_no_language_a_place_hears_what_comes_later(source, target):
+    told, task = told_task(), (source, target, False)
+    row = in_a_row(4, 13, 5, 20, 6, 21)
+    early = row | {"targets": row["targets"] * (np.arange(LENGTH) < 3)[None]}
+    later = early | {"items": in_a_row(4, 13, 5, 30, 31, 7)["items"]}
+    before = early | {"items": in_a_row(30, 13, 5, 20, 6, 21)["items"]}
+    loss, n = told(early, task)
+    assert n == 3
+    assert told(later, task)[0] == pytest.approx(loss, rel=1e-5)
+    assert abs(told(before, task)[0] - loss) > 1e-4
+
+
+@pytest.mark.parametrize("source, target", [(0, 1), (1, 0)])
+def test_a_translation_hears_the_item_alone_and_asks_for_it_where_both_languages_have_it(
+    source, target
+):
+    """Item 9 has no codes in the first language, 10 none in the second."""
+    told, task = told_task(), (source, target, True)
+    loss, n = told(in_a_row(4, 10, 5, 9, 6), task)
+    assert n == 3
+    for same in ((4, 5, 6), (6, 5, 4)):
+        again, n = told(in_a_row(*same), task)
+        assert n == 3 and again == pytest.approx(loss, rel=1e-5)
+    assert told(in_a_row(10, 9), task) == (0, 0)
+
+
+@pytest.mark.parametrize("reader", ["items", "codes", "languages"])
+def test_an_item_without_codes_is_read_as_nothing(reader):
+    sizes = {k: SMALL[k] for k in ("heads", "head_width", "width", "inner")}
+    stacks = encoder_decoder(1, 1, True, 0.0, **sizes)
+    if reader == "languages":
+        speller, language = Polyglot(SIZES, *stacks), (np.ones(1, np.int32),)
+    else:
+        speller, language = Speller(SIZES, *stacks, by_token=reader == "codes"), ()
+    mask = np.tril(np.ones((1, 3, 3), bool))
+
+    @jax.jit
+    def read(params, codes):
+        return speller.apply(params, (codes, *language), mask, method="read")
+
+    without, first = (np.array([[[1, 2, 3], [x] * 3, [3, 1, 5]]]) for x in (-1, 0))
+    params = jax.jit(partial(speller.init, method="read"))(
+        jax.random.key(0), (without, *language), mask
+    )
+    rows = jnp.array([0, SIZES[0], SIZES[0] + SIZES[1]])  # code 0 of every level
+    other = {**params["params"], "codes": params["params"]["codes"].at[..., rows, :].add(1.0)}
+    changed = [np.abs(read(params, x) - read({"params": other}, x)).max() for x in (without, first)]
+    assert changed[0] == 0 and changed[1] > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -426,6 +530,30 @@ def test_asking_everywhere_at_once_is_asking_prefix_by_prefix():
     total, count = -own[kept].sum(), kept.sum()
     assert count == told["targets"]
     np.testing.assert_allclose(loss, total / count, rtol=1e-4)
+
+
+def test_liger_learns_the_spelling_and_which_content_comes_next():
+    """The loss is -ln p of the codes and -ln softmax(cosine / .07) among the valid items."""
+    recommender, params, catalogue, _ = made("liger")
+    histories = [[3, 14, 5], [21, 9, 30]]  # item 9 has no codes: it is not asked for
+    batch = pack(Ragged.of(histories), LENGTH, scheme=MODELS["liger"].targets)
+    loss, told = jax.jit(recommender.loss)(params, catalogue, batch, jax.random.key(0))
+    index = jax.jit(recommender.index)(params, catalogue)
+    ask = requests(Ragged.of([[3], [3, 14], [21, 9]]), np.zeros(3, np.int32), LENGTH, LENGTH)
+    targets = np.array([14, 5, 30])
+
+    @jax.jit
+    def read(params, index):
+        state = recommender.encode(params, index, ask)["state"]
+        return state, recommender.score(params, index, ask, targets[:, None])
+
+    state, spelled = (np.asarray(x) for x in read(params, index))
+    table = np.asarray(index["content"])[np.asarray(catalogue["valid"])]  # items 1 to N
+    state, table = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (state, table))
+    near = np.exp(state @ table.T / 0.07)
+    content = -np.log(near[np.arange(3), targets - 1] / near.sum(axis=1))
+    assert told["targets"] == 3
+    np.testing.assert_allclose(loss, np.mean(content - spelled[:, 0]), rtol=1e-4)
 
 
 @pytest.mark.parametrize("users", ["graph", None])
