@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 from pipelines import codes as files
 from pipelines.schema import DataError
@@ -53,6 +54,22 @@ def test_the_nearest_keeps_its_code_and_the_others_take_the_nearest_free_one():
     assert out.tolist() == [[0, 3], [0, 1], [0, 2], [3, 0]]
     with pytest.raises(ValueError, match=r"prefix \[0\] than the last level's 2 codes"):
         sids.resolve(np.zeros((3, 2), int), "relocate", np.ones((3, 2)))
+
+
+def test_sinkhorn_shares_out_a_group_by_what_all_its_items_lose():
+    """One after another the nearest keeps its code, whatever that costs the others; together they
+    take the assignment of the least total."""
+    same, distances = np.zeros((2, 2), int), np.asarray([[0.0, 1.0], [0.1, 9.0]])
+    assert sids.resolve(same, "relocate", distances)[:, 1].tolist() == [0, 1]
+    assert sids.resolve(same, "sinkhorn", distances)[:, 1].tolist() == [1, 0]
+    distances = np.random.default_rng(0).random((6, 6))
+    rows, least = linear_sum_assignment(distances)
+    moved, shared = (
+        sids.resolve(np.zeros((6, 2), int), how, distances)[:, 1]
+        for how in ("relocate", "sinkhorn")
+    )
+    np.testing.assert_array_equal(shared, least)
+    assert distances[rows, moved].sum() > 1.2 * distances[rows, least].sum()
 
 
 @pytest.mark.parametrize("how", ["digit", "relocate"])

@@ -174,6 +174,44 @@ def test_training_starts_from_k_means_revives_dead_codes_and_learns():
     assert count(again).min() >= 7
 
 
+def test_a_balance_evens_the_last_level_and_in_training_alone():
+    """Rows far off the origin, where the codes of a start lie, crowd into a few of them."""
+    apply = jax.jit(RQVAE.apply, static_argnums=(0, 3))
+    plain, even = (RQVAE(6, (8,), 3, 2, 8, balance=balance) for balance in (0.0, 0.003))
+    params, crowd = jax.jit(plain.init)(jax.random.key(0), X), X + 1.0
+    trained, shared = (np.asarray(apply(m, params, crowd, True)["codes"]) for m in (plain, even))
+    assert np.bincount(trained[:, 1]).max() > 48
+    counts = np.bincount(shared[:, 1], minlength=8)
+    assert counts.min() >= 5 and counts.max() <= 11
+    np.testing.assert_array_equal(shared[:, 0], trained[:, 0])
+    np.testing.assert_array_equal(apply(even, params, crowd, False)["codes"], trained)
+
+
+def test_dead_codes_come_back_during_training_unless_they_are_left(monkeypatch):
+    """Six of eight codes of every level start far from all rows."""
+
+    def far(module, params, x, key):
+        params = start_by_kmeans(module, params, x, key)
+        return {**params, "codebooks": params["codebooks"].at[:, :6].set(100.0)}
+
+    monkeypatch.setattr("zoo.rqvae.start_by_kmeans", far)
+    module, used = RQVAE(6, (8,), 3, 2, 8), {}
+    for every, until in ((2, 1.0), (0, 1.0), (2, 0.4)):
+        _, history = fit_rqvae(module, X, 0, 5, 64, reset_every=every, reset_until=until)
+        used[every, until] = np.array([row["used"] for row in history])
+    assert used[0, 1.0].max() <= 2 and used[2, 0.4].max() <= 2
+    assert used[2, 1.0][:2].max() <= 2 and used[2, 1.0][2:].min() >= 6
+
+
+def test_the_loss_that_is_trained_has_letter_s_terms_by_their_weights():
+    given = letter.Letter(jnp.asarray(X[:, :3]), alpha=3.0, beta=0.5, groups=2)
+    _, (told,) = fit_rqvae(RQVAE(6, (8,), 3, 2, 8), X, 0, 1, 64, letter=given)
+    assert told["diversity"] > 0.1 and told["collaborative"] > 0.1
+    plain = told["reconstruction"] + told["codebook"] + 0.25 * told["commitment"]
+    more = 3.0 * told["collaborative"] + 0.5 * told["diversity"]
+    assert told["loss"] == pytest.approx(plain + more, rel=1e-5)
+
+
 def test_errors_teach():
     with pytest.raises(ValueError, match="choose size <= 64"):
         fit_rqvae(RQVAE(6), X)

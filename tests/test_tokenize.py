@@ -269,6 +269,20 @@ def test_a_collapsed_level_is_told(caplog):
     assert "level 1 uses 1.2 of 16 codes" in caplog.text and "level 2" not in caplog.text
 
 
+def test_codes_that_collapse_are_told_by_the_command_that_makes_them(tmp_path, caplog):
+    """Sixty items of two different vectors keep two of 32 codes; of sixty, most."""
+    world = shop(60)
+    alike = world.dataset.features["text"].copy()
+    alike[1:] = alike[1:3][np.arange(60) % 2]
+    one = replace(world, dataset=replace(world.dataset, features={"text": alike}))
+    more = {**SMALL, "levels": 1, "size": 32, "steps": 10}
+    with caplog.at_level("WARNING", "zoo"):
+        tokenize(world, tmp_path / "x.json", **more)
+        assert "collapsed" not in caplog.text
+        tokenize(one, tmp_path / "x.json", **more)
+    assert "RQ-VAE: level 1 uses 2.0 of 32 codes" in caplog.text
+
+
 def test_codes_follow_a_teacher(run, tmp_path):
     """LETTER's term, with a heavy hand: neighbours of the run's vectors share more codes."""
     world, out = data(), tmp_path / "codes.json"
