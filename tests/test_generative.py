@@ -1,8 +1,10 @@
 """Generative models: lists are the exact ranking, rows are causal, new items need no training."""
 
 import json
+import sys
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +25,12 @@ from zoo.models import MODELS, build, mql4grec
 from zoo.models.generative import Speller
 from zoo.models.mql4grec import Polyglot, merged
 from zoo.optim import optimizer
+from zoo.recommender import Recommender
+from zoo.run import Fitted
 from zoo.semantic_ids import append, with_digit
 from zoo.train import create, make_step
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 N, LENGTH, SIZES = 40, 8, (4, 4, 8)
 SMALL = {"width": 16, "layers": 1, "decoder_layers": 1, "heads": 2, "head_width": 8, "inner": 16}
 SMALL |= {"max_len": LENGTH, "dropout": 0.0}
@@ -793,6 +798,63 @@ def test_an_item_without_codes_is_never_promised(tmp_path):
     with pytest.raises(ValueError, match="k is 48; expected 1 to 47"):
         bundle.recommend(history, k=48)
     assert np.isneginf(bundle.score(history, [bundle.item_ids[55]])[0])
+
+
+def alike_by_hand(codes: np.ndarray) -> np.ndarray:
+    """int[n]: the first item that each is tied to by shared codes int[n,v,c], pair after pair."""
+    same = np.all(codes[:, None] == codes[None], axis=-1).any(axis=-1)
+    for _ in codes:
+        same = (same.astype(int) @ same) > 0
+    return same.argmax(axis=1)
+
+
+@pytest.mark.parametrize("languages", [1, 2])
+def test_items_of_one_string_of_codes_are_alike(languages):
+    from reach import alike
+
+    chain = np.array([[[0, 1], [5, 5]], [[2, 2], [6, 6]], [[2, 2], [5, 5]], [[2, 1], [5, 6]]])
+    assert alike(chain[:, 0]).tolist() == [0, 1, 1, 3]
+    assert alike(chain).tolist() == [0, 0, 0, 3]
+    codes = np.random.default_rng(0).integers(0, 8, (60, languages, 2))
+    wanted = alike_by_hand(codes)
+    assert 5 < len(np.unique(wanted)) < 50
+    np.testing.assert_array_equal(alike(codes if languages == 2 else codes[:, 0]), wanted)
+
+
+@pytest.mark.parametrize("languages", [1, 2])
+def test_by_string_any_item_of_the_target_s_codes_is_a_hit(languages):
+    """Lists of a table of scores; a third of the items has no codes in a language."""
+    from reach import by_string
+
+    rng, n = np.random.default_rng(0), 30
+    items = np.concatenate([rng.permutation(n)[:5] for _ in range(40)])
+    data = api.load_data(from_arrays(np.repeat(np.arange(40), 5), items, np.tile(range(5), 40)))
+    codes = rng.integers(0, 2 + 2 * languages, (n + 1, languages, 2))
+    codes[0] = codes[rng.random((n + 1, languages)) < 1 / 3] = -1
+    table = rng.normal(size=(n + 1, n + 1)).astype(np.float32)
+    table[:, 0] = -np.inf
+
+    def recommend(params, index, batch, k):
+        last = jnp.take_along_axis(batch["items"], batch["query"][:, None], axis=1)[:, 0]
+        scores, found = jax.lax.top_k(params[last], k)
+        return found, scores
+
+    catalogue = data.catalogue() | {"codes": codes if languages == 2 else codes[:, 0]}
+    table = np.pad(table, ((0, 0), (0, len(catalogue["valid"]) - n - 1)), constant_values=-np.inf)
+    listed = Recommender(None, None, lambda _, x: x, recommend, None, None, None)
+    found = by_string(Fitted(listed, table, catalogue, 0, 0.0, 0.0, {}, [], "", 8), data)
+
+    alone = np.where(codes < 0, -1 - np.arange(n + 1)[:, None, None], codes)
+    same, test, hits = alike_by_hand(alone), data.split.test, {5: [], 10: []}
+    for event, target in enumerate(test.positives.values):
+        order = np.argsort(-table[test.history[event][-1]])[:20]
+        strings = list(dict.fromkeys(same[order]))
+        for k, own in hits.items():
+            own.append(same[target] in strings[:k])
+    for k, own in hits.items():
+        assert found[f"recall@{k}"] == pytest.approx(np.mean(own))
+    plain = api.evaluate((listed, table), data, mask=False, max_len=8, catalogue=catalogue)
+    assert found["recall@5"] > plain.metrics["recall@5"]
 
 
 @pytest.mark.parametrize("name", _timed(NAMES, (*SLOW, "mmgrec")))  # with its graphsage
