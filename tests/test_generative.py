@@ -434,6 +434,23 @@ def test_languages_are_merged_and_each_item_listed_once():
         recommender.prepare({**world()[0]}, 1)
 
 
+def test_an_item_is_scored_by_the_languages_that_have_it():
+    """Item 9 has no codes in the first, 10 none in the second, 45 none at all."""
+    recommender, params, catalogue, _ = made("mql4grec")
+    index = jax.jit(recommender.index)(params, catalogue)
+    every = jnp.broadcast_to(jnp.arange(64)[None], (6, 64))
+    score, codes = jax.jit(recommender.score), index["codes"]
+    first, second, both = (
+        np.asarray(score(params, {**index, "codes": own}, asked(), every))
+        for own in (codes.at[:, 1].set(-1), codes.at[:, 0].set(-1), codes)
+    )
+    np.testing.assert_allclose(both[:, 4], (first[:, 4] + second[:, 4]) / 2, rtol=1e-5)
+    np.testing.assert_allclose(both[:, 9], second[:, 9], rtol=1e-5)
+    np.testing.assert_allclose(both[:, 10], first[:, 10], rtol=1e-5)
+    for scores, missing in ((first, [9, 45]), (second, [10, 45]), (both, [0, 45])):
+        assert np.isneginf(scores[:, missing]).all()
+
+
 def parted() -> dict:
     """`bilingual` with odd items in the one vocabulary and even ones in the other."""
     catalogue, odd = bilingual(), np.arange(64) % 2 == 1
