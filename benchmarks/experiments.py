@@ -35,7 +35,20 @@ PREFIXES = {  # of BSARec
     "patience": 4,
 }
 MORE_PREFIXES = PREFIXES | {"evaluate_every": 1240}  # where there are more of them
+HSTU = (  # RecBoard's, but for its times
+    {"layers": 4, "negatives": 512, "dropout": 0.2, "embedding_dropout": 0.4},
+    {
+        "rate": 1e-3,
+        "b2": 0.98,
+        "weight_decay": 1e-3,
+        "schedule": "cosine",
+        "epochs": 300,
+        "evaluate_every": 830,
+        "patience": 6,
+    },
+)
 HSTU_SEARCH = {
+    "constant": ({}, {"rate": 1e-3, "epochs": 120}),
     "decayed": ({}, {"rate": 1e-3, "schedule": "cosine", "epochs": 120}),
     "fast-decayed": ({}, {"rate": 2e-3, "schedule": "cosine", "epochs": 80}),
     # Shared negatives name an item in 4 of 100 steps, and Adam forgets in between: name all.
@@ -55,18 +68,6 @@ HSTU_SEARCH = {
         {"rate": 1e-3, "schedule": "cosine", "epochs": 60},
     ),
 }
-HSTU_SEARCH["long"] = (  # RecBoard's, but for its times
-    {"negatives": 512, "dropout": 0.2, "embedding_dropout": 0.4},
-    {
-        "rate": 1e-3,
-        "b2": 0.98,
-        "weight_decay": 1e-3,
-        "schedule": "cosine",
-        "epochs": 300,
-        "evaluate_every": 830,
-        "patience": 6,
-    },
-)
 BERT = {"epochs": 150, "rate": 1e-3, "warmup": 200, "evaluate_every": 490, "patience": 5}
 BERT_SEARCH = {
     "left": ({"align": "left"}, {}),
@@ -106,6 +107,10 @@ ALIKE = {"block": "post", "ffn": "gelu", "multiplier": 4, "heads": 2}
 ALIKE |= {"similarity": "cosine", "temperature": 0.07}
 SHOPS = ("amazon-beauty", "amazon-instruments")
 STAGES = {"mp4sr": "finetune", "unisrec": "transductive"}
+
+
+def on_beauty(model: str, fields: dict, settings: dict) -> dict:
+    return {"model": model, "data": "amazon-beauty", "fields": fields, "settings": settings}
 
 
 def carried(on: dict, first: dict | None = None, times: float = 1.0, fields=(), **more) -> dict:
@@ -373,20 +378,14 @@ EXPERIMENTS: dict[str, dict] = {
         for name, (fields, other) in BCE_SEARCH.items()
     },
     **{
-        f"try-hstu-{name}": {
-            "model": "hstu",
-            "data": "amazon-beauty",
-            "fields": {"layers": 4, "embedding_dropout": 0.5, **fields},
-            "settings": {"evaluate_every": 332, "patience": 4} | other,
-        }
+        f"try-hstu-{name}": on_beauty(
+            "hstu",
+            {"layers": 4, "embedding_dropout": 0.5, **fields},
+            {"evaluate_every": 332, "patience": 4} | other,
+        )
         for name, (fields, other) in HSTU_SEARCH.items()
     },
-    "hstu-beauty": {  # the file has no times: no time bias
-        "model": "hstu",
-        "data": "amazon-beauty",
-        "fields": {"layers": 4, "embedding_dropout": 0.5},
-        "settings": {"epochs": 120, "rate": 1e-3, "evaluate_every": 332, "patience": 4},
-    },
+    "hstu-beauty": on_beauty("hstu", *HSTU),  # the file has no times: no time bias
     "bsarec-beauty": {
         "model": "bsarec",
         "data": "amazon-beauty",
