@@ -69,27 +69,15 @@ HSTU_SEARCH = {
     ),
 }
 BERT = {"epochs": 150, "rate": 1e-3, "warmup": 200, "evaluate_every": 490, "patience": 5}
+COUPLED = {"l2": 1e-4, "rate": 5e-3, "batch": 64, "evaluate_every": 246}  # RecBoard's Adam, and
+# its 512 histories a step in packed rows
+TIED = {"head": "tied"}
 BERT_SEARCH = {
-    "left": ({"align": "left"}, {}),
-    "right": ({}, {}),
-    "dropout": ({"dropout": 0.5}, {}),
-    "half": ({"dropout": 0.5, "rate": 0.4}, {}),
-    # RecBoard's Adam, and its 512 histories a step in packed rows
-    "coupled": (
-        {"heads": 4},
-        {"l2": 1e-4, "rate": 5e-3, "batch": 64, "epochs": 120, "evaluate_every": 246},
-    ),
-    "coupled-decayed": (
-        {"heads": 4},
-        {
-            "l2": 1e-4,
-            "rate": 5e-3,
-            "schedule": "cosine",
-            "batch": 64,
-            "epochs": 100,
-            "evaluate_every": 246,
-        },
-    ),
+    "left": (TIED | {"align": "left"}, {}),
+    "right": (TIED, {}),
+    "coupled": (TIED | {"heads": 4}, COUPLED | {"epochs": 120}),
+    "coupled-decayed": (TIED | {"heads": 4}, COUPLED | {"epochs": 100, "schedule": "cosine"}),
+    "projected": ({"heads": 4}, COUPLED | {"epochs": 100, "schedule": "cosine"}),
 }
 # Pretraining beside the same model without, for as many operations in all, and without content: on
 # one shop (titles and, as a second modality, semantic ids of images), on films (posters and
@@ -426,7 +414,7 @@ EXPERIMENTS: dict[str, dict] = {
         }
         for name, (fields, other) in BERT_SEARCH.items()
     },
-    "bert4rec-beauty": {"model": "bert4rec", "data": "amazon-beauty", "settings": BERT},
+    "bert4rec-beauty": on_beauty("bert4rec", TIED, BERT),
     "esasrec-beauty": {
         "model": "esasrec",
         "data": "amazon-beauty",

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import erf
 
 import zoo
 from checkpoints.bundle import load_bundle
@@ -118,6 +119,53 @@ def test_a_bundle_of_before_there_was_a_choice_counts_from_the_left(tmp_path):
     assert history == left.recommend(["1", "2"], k=5) != found
 
 
+def test_a_bundle_of_before_there_was_a_head_answers_with_the_items_vectors(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = {"users": np.repeat(np.arange(20), 5), "items": rng.integers(0, 12, 100)}
+    data = zoo.load_data(from_arrays(**rows, times=np.tile(np.arange(5), 20), name="few"))
+    settings, small = zoo.settings_for("bert4rec", steps=1, batch=8), {"width": 8, "max_len": 8}
+    zoo.fit("bert4rec", data, tmp_path / "run", settings, head="tied", **small)
+    bundle = load_bundle(tmp_path / "run" / "bundle")
+    assert "head" not in bundle.params
+    config = {**bundle.config, "fields": {**bundle.config["fields"]}}
+    config["fields"].pop("head")
+    old = Pretrained(replace(bundle, config=config))
+    assert old.recommend(["1", "2"], k=5) == Pretrained(bundle).recommend(["1", "2"], k=5)
+
+
+def one_row() -> tuple[dict, dict]:
+    """A catalogue of 15 items, and a request of a row of six that asks after its fourth."""
+    catalogue = {"valid": np.arange(16) > 0, "popularity": np.ones(16, np.float32)}
+    batch = {"items": np.arange(1, 7, dtype=np.int32)[None], "query": np.array([3], np.int32)}
+    batch |= {"segments": np.ones((1, 6), np.int32), "targets": batch["items"]}
+    batch |= {"positions": np.arange(6, dtype=np.int32)[None]}
+    return catalogue, batch
+
+
+def test_a_guess_is_projected_and_items_have_a_bias():
+    """softmax(GELU(h W + b) E^T + o): scores by hand, from the states of the tied model."""
+    catalogue, batch = one_row()
+    small = {"width": 8, "layers": 1, "max_len": 6, "dropout": 0.0}
+    head, plain = build("bert4rec", **small), build("bert4rec", head="tied", **small)
+    params = jax.jit(head.init)(jax.random.key(0), catalogue, batch)
+    rng = np.random.default_rng(0)
+    drawn = lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32)  # noqa: E731
+    params["head"] = own = jax.tree.map(drawn, params["head"])
+    every, bare = np.arange(16, dtype=np.int32)[None], {k: params[k] for k in params if k != "head"}
+    h = plain.encode(bare, plain.index(bare, catalogue), batch)
+    y = np.asarray(h @ own["kernel"] + own["bias"][None], np.float64)
+    y = y * 0.5 * (1 + erf(y / np.sqrt(2)))
+    expected = y @ np.asarray(params["items"]["id"]["table"]).T
+    expected = expected + np.asarray(own["items"]["table"]).T
+    scores = head.score(params, head.index(params, catalogue), batch, every)
+    np.testing.assert_allclose(scores[:, 1:], expected[:, 1:], rtol=1e-4, atol=1e-5)
+    slopes = jax.jit(jax.grad(lambda p: head.loss(p, catalogue, batch, jax.random.key(1))[0]))
+    for leaf in jax.tree.leaves(slopes(params)["head"]):
+        assert np.abs(leaf).max() > 0
+    with pytest.raises(ValueError, match="similarity is 'cosine' with head='projected'"):
+        build("bert4rec", similarity="cosine")
+
+
 @pytest.mark.parametrize("shares", [{"rate": 0.0}, {"rate": 1.1}, {"last": -0.1}, {"last": 2.0}])
 def test_shares_that_are_none_are_refused(shares):
     with pytest.raises(ValueError, match="expected a share of items to hide above 0"):
@@ -126,10 +174,7 @@ def test_shares_that_are_none_are_refused(shares):
 
 def test_by_gradient_the_guess_reads_all_of_the_history_and_not_the_future():
     recommender = build("bert4rec", width=8, layers=1, max_len=6, dropout=0.0)
-    catalogue = {"valid": np.arange(16) > 0, "popularity": np.ones(16, np.float32)}
-    batch = {"items": np.arange(1, 7, dtype=np.int32)[None], "query": np.array([3], np.int32)}
-    batch |= {"segments": np.ones((1, 6), np.int32), "targets": batch["items"]}
-    batch |= {"positions": np.arange(6, dtype=np.int32)[None]}
+    catalogue, batch = one_row()
     params = recommender.init(jax.random.key(0), catalogue, batch)
     index = recommender.index(params, catalogue)
     guess = lambda table: recommender.encode(params, {**index, "table": table}, batch)[0, 0]  # noqa: E731

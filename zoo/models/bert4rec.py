@@ -1,23 +1,25 @@
 """BERT4Rec: items are hidden from a whole history and guessed from both sides.
 
 Sun et al. 2019 (CIKM, arXiv 1904.06690). Asked for the next item, it guesses a hidden one that
-is appended to the history.
+is appended to the history: softmax(GELU(h W + b) E^T + o), eq. 7, E the items' vectors.
 Train:  zoo train bert4rec --data amazon-beauty --out runs/bert4rec
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zoo.items import Items
 from zoo.layers import Stack, Trunk, columns_behind, init_normal, newest_columns
-from zoo.models.sequential import Reading, sequential
+from zoo.models.sequential import Head, Reading, sequential, tied
 from zoo.names import check
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
 
 Array = jax.Array
-OLDER = {"align": "left"}  # in bundles of before there was a choice
+OLDER = {"align": "left", "head": "tied"}  # in bundles of before there was a choice
+HEADS = ("projected", "tied")
 
 
 def hidden_columns(key: Array, segments: Array, rate: float, last: float) -> Array:
@@ -81,6 +83,28 @@ def cloze(rate: float, last: float, newest: int | None = None) -> Reading:
     return Reading(init, learn, ask)
 
 
+def _own(key: Array, width: int, rows: int) -> dict:
+    kernel = init_normal(key, (width, width))
+    own = {"kernel": kernel, "bias": jnp.zeros(width), "items": {"table": jnp.zeros((rows, 1))}}
+    return {"head": own}
+
+
+def _guess(params: dict, h: Array) -> Array:
+    """GELU(h W + b) [...,d] and, for the items' own bias, a 1."""
+    y = h @ params["head"]["kernel"] + params["head"]["bias"][None]
+    y = nn.gelu(y, approximate=False)
+    return jnp.concatenate([y, jnp.ones_like(y[..., :1])], axis=-1)
+
+
+def _with_bias(params: dict, x: Array, ids: Array | None = None) -> Array:
+    bias = params["head"]["items"]["table"]
+    bias = bias if ids is None else jnp.take(bias, ids, axis=0)
+    return jnp.concatenate([x, bias.astype(x.dtype)], axis=-1)
+
+
+projected = Head(_own, _guess, _with_bias)
+
+
 def bert4rec(
     width: int = 64,
     layers: int = 2,
@@ -90,6 +114,7 @@ def bert4rec(
     rate: float = 0.2,
     last: float = 0.2,
     align: str = "right",
+    head: str = "projected",
     objective: str = "ce",
     negatives: int = 256,
     similarity: str = "dot",
@@ -106,14 +131,22 @@ def bert4rec(
     """rate: share of hidden items; last: share of rows where only the newest items are hidden.
 
     align: `right` counts positions back from the newest item, so that the guess for the next one
-    always stands at the same; `left` counts from the oldest. Raises ValueError for another.
+    always stands at the same; `left` counts from the oldest. head: `projected` as published, or
+    `tied`, which compares states with the items' vectors as they are, by inner product or cosine.
+    Raises ValueError for another align or head, and for cosines of a projected one.
     Post-norm blocks with GELU 4d. Fields not named here are those of Items, Stack and Objective.
     """
-    check(align=(align, ("left", "right")))
+    check(align=(align, ("left", "right")), head=(head, HEADS))
+    if head == "projected" and similarity != "dot":
+        raise ValueError(
+            f"similarity is '{similarity}' with head='projected', whose items have a bias beside "
+            "their vectors: expected 'dot', or head='tied'."
+        )
     stack = Stack(layers, "post", heads, "gelu", 4, dropout, 1e-12, jnp.dtype(dtype), scan, remat)
     return sequential(
         Items(width, items, modalities, fuse, hidden, modality_dropout),
         Trunk(max_len + 1, False, dropout, stack, norm=True, causal=False),
         Objective(objective, negatives, 0.75, similarity, temperature),
         cloze(rate, last, max_len if align == "right" else None),
+        projected if head == "projected" else tied,
     )

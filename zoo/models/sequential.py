@@ -40,8 +40,23 @@ def _ask(params, x, batch):
 next_item = Reading(lambda key, width: {}, _learn, _ask)
 
 
+class Head(NamedTuple):
+    """What stands between states and the items they are compared with."""
+
+    init: Callable[..., dict[str, Any]]  # (key, width, rows) -> parameters of its own
+    query: Callable[[dict, Array], Array]  # (params, states [...,d]) -> [...,e]
+    items: Callable[..., Array]  # (params, vectors [...,d], their ids, None: all) -> [...,e]
+
+
+tied = Head(lambda key, width, rows: {}, lambda params, h: h, lambda params, x, ids=None: x)
+
+
 def sequential(
-    items: Items, trunk: nn.Module, objective: Objective, reading: Reading = next_item
+    items: Items,
+    trunk: nn.Module,
+    objective: Objective,
+    reading: Reading = next_item,
+    head: Head = tied,
 ) -> Recommender:
     """A history encoder over item vectors, scored by inner product with the same vectors.
 
@@ -54,7 +69,8 @@ def sequential(
         item_params = items.init(a, catalogue, batch["items"])["params"]
         x = jnp.zeros((*batch["items"].shape, items.width))
         params = {"items": item_params, "trunk": trunk.init(b, x, batch)["params"]}
-        return params | reading.init(c, items.width)
+        own = head.init(jax.random.fold_in(c, 1), items.width, len(catalogue["valid"]))
+        return params | reading.init(c, items.width) | own
 
     def item_vectors(params, catalogue, ids, key):
         rngs = {"dropout": key}
@@ -79,22 +95,25 @@ def sequential(
         h = h if columns is None else jnp.take_along_axis(h, columns[:, :, None], axis=1)
         targets = targets.reshape(-1)
         weights = (targets > 0).astype(jnp.float32)
-        q = h.reshape(-1, h.shape[-1])
-        value = objective(q, targets, weights, vectors, matrix, catalogue, negative_key)
+        q = head.query(params, h.reshape(-1, h.shape[-1]))
+        compared = lambda ids, role: head.items(params, vectors(ids, role), ids)  # noqa: E731
+        every = lambda: head.items(params, matrix())  # noqa: E731
+        value = objective(q, targets, weights, compared, every, catalogue, negative_key)
         return value, {"targets": jnp.sum(weights)}
 
     def index(params, catalogue):
         table = items.apply({"params": params["items"]}, catalogue)
-        return {"table": table, "valid": catalogue["valid"]}
+        own = {} if head is tied else {"compared": head.items(params, table)}
+        return {"table": table, "valid": catalogue["valid"], **own}
 
     def encode(params, index, batch):
         x = jnp.take(index["table"], batch["items"], axis=0)
         x, batch, column = reading.ask(params, x, batch)
-        h = states(params, x, batch, False)
-        return objective.scaled(jnp.take_along_axis(h, column[:, None, None], axis=1)[:, 0])
+        h = jnp.take_along_axis(states(params, x, batch, False), column[:, None, None], axis=1)
+        return objective.scaled(head.query(params, h[:, 0]))
 
     def match(params, index, query, ids):
-        return dot_match(objective.items(index["table"]), query, ids)
+        return dot_match(objective.items(index.get("compared", index["table"])), query, ids)
 
     def begin(index, b):
         del index
@@ -104,7 +123,7 @@ def sequential(
         x = jnp.take(index["table"], ids, axis=0)[:, None]
         batch = {} if times is None else {"times": times[:, None]}
         h, memory = trunk.apply({"params": params["trunk"]}, x, batch, False, memory)
-        return objective.scaled(h[:, 0]), memory
+        return objective.scaled(head.query(params, h[:, 0])), memory
 
     grows = reading is next_item and getattr(trunk, "causal", False)
     incremental = Incremental(begin, extend) if grows else None
