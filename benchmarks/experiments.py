@@ -69,8 +69,8 @@ HSTU_SEARCH = {
     ),
 }
 BERT = {"epochs": 150, "rate": 1e-3, "warmup": 200, "evaluate_every": 490, "patience": 5}
-COUPLED = {"l2": 1e-4, "rate": 5e-3, "batch": 64, "evaluate_every": 246}  # RecBoard's Adam, and
-# its 512 histories a step in packed rows
+# RecBoard's Adam, and its 512 histories a step in packed rows.
+COUPLED = {"l2": 1e-4, "rate": 5e-3, "batch": 64, "evaluate_every": 246}
 TIED = {"head": "tied"}
 BERT_SEARCH = {
     "left": (TIED | {"align": "left"}, {}),
@@ -214,6 +214,9 @@ EACH = {
     "settings": ONCE["settings"] | {"batch": 320},
 }
 
+BERTS = {
+    name: on_beauty("bert4rec", fields, BERT | more) for name, (fields, more) in BERT_SEARCH.items()
+}
 EXPERIMENTS: dict[str, dict] = {
     **GRAPH,
     **CONTENT_RUNS,
@@ -405,16 +408,8 @@ EXPERIMENTS: dict[str, dict] = {
             ("text", {"options": WORDS["options"], "fields": {"items": "both"}}),
         )
     },
-    **{
-        f"try-bert4rec-{name}": {
-            "model": "bert4rec",
-            "data": "amazon-beauty",
-            "fields": fields,
-            "settings": BERT | other,
-        }
-        for name, (fields, other) in BERT_SEARCH.items()
-    },
-    "bert4rec-beauty": on_beauty("bert4rec", TIED, BERT),
+    **{f"try-bert4rec-{name}": x for name, x in BERTS.items()},
+    "bert4rec-beauty": BERTS["coupled-decayed"],
     "esasrec-beauty": {
         "model": "esasrec",
         "data": "amazon-beauty",
