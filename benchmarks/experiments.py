@@ -71,13 +71,15 @@ HSTU_SEARCH = {
 BERT = {"epochs": 150, "rate": 1e-3, "warmup": 200, "evaluate_every": 490, "patience": 5}
 # RecBoard's Adam, and its 512 histories a step in packed rows.
 COUPLED = {"l2": 1e-4, "rate": 5e-3, "batch": 64, "evaluate_every": 246}
-TIED = {"head": "tied"}
 BERT_SEARCH = {
-    "left": (TIED | {"align": "left"}, {}),
-    "right": (TIED, {}),
-    "coupled": (TIED | {"heads": 4}, COUPLED | {"epochs": 120}),
-    "coupled-decayed": (TIED | {"heads": 4}, COUPLED | {"epochs": 100, "schedule": "cosine"}),
-    "projected": ({"heads": 4}, COUPLED | {"epochs": 100, "schedule": "cosine"}),
+    "left": ({"align": "left"}, {}),
+    "right": ({}, {}),
+    "coupled": ({"heads": 4}, COUPLED | {"epochs": 120}),
+    "coupled-decayed": ({"heads": 4}, COUPLED | {"epochs": 100, "schedule": "cosine"}),
+    "projected": (
+        {"heads": 4, "head": "projected"},
+        COUPLED | {"epochs": 100, "schedule": "cosine"},
+    ),
 }
 # Pretraining beside the same model without, for as many operations in all, and without content: on
 # one shop (titles and, as a second modality, semantic ids of images), on films (posters and

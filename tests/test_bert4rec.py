@@ -97,6 +97,8 @@ def test_aligned_right_the_guess_always_stands_at_the_last_position():
     asked = {"segments": np.array([[1, 1, 1, 0]], np.int32), "query": np.array([2], np.int32)}
     _, rows, column = reading.ask(params, jnp.ones((1, 4, 2)), asked)
     assert rows["positions"][0, :4].tolist() == [6, 7, 8, 9] and column.tolist() == [3]
+    with pytest.raises(ValueError, match="unknown head 'free'"):
+        build("bert4rec", head="free")
     with pytest.raises(ValueError, match="unknown align 'middle'"):
         build("bert4rec", align="middle")
 
@@ -119,18 +121,15 @@ def test_a_bundle_of_before_there_was_a_choice_counts_from_the_left(tmp_path):
     assert history == left.recommend(["1", "2"], k=5) != found
 
 
-def test_a_bundle_of_before_there_was_a_head_answers_with_the_items_vectors(tmp_path):
+def test_a_projected_bundle_gives_the_lists_of_the_fitted_one(tmp_path):
     rng = np.random.default_rng(0)
     rows = {"users": np.repeat(np.arange(20), 5), "items": rng.integers(0, 12, 100)}
     data = zoo.load_data(from_arrays(**rows, times=np.tile(np.arange(5), 20), name="few"))
-    settings, small = zoo.settings_for("bert4rec", steps=1, batch=8), {"width": 8, "max_len": 8}
-    zoo.fit("bert4rec", data, tmp_path / "run", settings, head="tied", **small)
-    bundle = load_bundle(tmp_path / "run" / "bundle")
-    assert "head" not in bundle.params
-    config = {**bundle.config, "fields": {**bundle.config["fields"]}}
-    config["fields"].pop("head")
-    old = Pretrained(replace(bundle, config=config))
-    assert old.recommend(["1", "2"], k=5) == Pretrained(bundle).recommend(["1", "2"], k=5)
+    settings, small = zoo.settings_for("bert4rec", steps=4, batch=8), {"width": 8, "max_len": 8}
+    fitted, seen = zoo.fit("bert4rec", data, tmp_path, settings, head="projected", **small)
+    bundle = zoo.from_pretrained(tmp_path)
+    assert np.abs(bundle.params["head"]["items"]["table"]).max() > 0
+    assert zoo.evaluate(bundle, seen).metrics == zoo.evaluate(fitted, seen).metrics
 
 
 def one_row() -> tuple[dict, dict]:
@@ -146,7 +145,7 @@ def test_a_guess_is_projected_and_items_have_a_bias():
     """softmax(GELU(h W + b) E^T + o): scores by hand, from the states of the tied model."""
     catalogue, batch = one_row()
     small = {"width": 8, "layers": 1, "max_len": 6, "dropout": 0.0}
-    head, plain = build("bert4rec", **small), build("bert4rec", head="tied", **small)
+    head, plain = build("bert4rec", head="projected", **small), build("bert4rec", **small)
     params = jax.jit(head.init)(jax.random.key(0), catalogue, batch)
     rng = np.random.default_rng(0)
     drawn = lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32)  # noqa: E731
@@ -163,7 +162,7 @@ def test_a_guess_is_projected_and_items_have_a_bias():
     for leaf in jax.tree.leaves(slopes(params)["head"]):
         assert np.abs(leaf).max() > 0
     with pytest.raises(ValueError, match="similarity is 'cosine' with head='projected'"):
-        build("bert4rec", similarity="cosine")
+        build("bert4rec", head="projected", similarity="cosine")
 
 
 @pytest.mark.parametrize("shares", [{"rate": 0.0}, {"rate": 1.1}, {"last": -0.1}, {"last": 2.0}])

@@ -1,7 +1,8 @@
 """BERT4Rec: items are hidden from a whole history and guessed from both sides.
 
 Sun et al. 2019 (CIKM, arXiv 1904.06690). Asked for the next item, it guesses a hidden one that
-is appended to the history: softmax(GELU(h W + b) E^T + o), eq. 7, E the items' vectors.
+is appended to the history: softmax(h E^T), E the items' vectors, or with head="projected", as
+published (eq. 7), softmax(GELU(h W + b) E^T + o).
 Train:  zoo train bert4rec --data amazon-beauty --out runs/bert4rec
 """
 
@@ -18,7 +19,7 @@ from zoo.objectives import Objective
 from zoo.recommender import Recommender
 
 Array = jax.Array
-OLDER = {"align": "left", "head": "tied"}  # in bundles of before there was a choice
+OLDER = {"align": "left"}  # in bundles of before there was a choice
 HEADS = ("projected", "tied")
 
 
@@ -114,7 +115,7 @@ def bert4rec(
     rate: float = 0.2,
     last: float = 0.2,
     align: str = "right",
-    head: str = "projected",
+    head: str = "tied",
     objective: str = "ce",
     negatives: int = 256,
     similarity: str = "dot",
@@ -131,8 +132,8 @@ def bert4rec(
     """rate: share of hidden items; last: share of rows where only the newest items are hidden.
 
     align: `right` counts positions back from the newest item, so that the guess for the next one
-    always stands at the same; `left` counts from the oldest. head: `projected` as published, or
-    `tied`, which compares states with the items' vectors as they are, by inner product or cosine.
+    always stands at the same; `left` counts from the oldest. head: `tied` compares states with the
+    items' vectors as they are, by inner product or cosine; `projected` is the published one.
     Raises ValueError for another align or head, and for cosines of a projected one.
     Post-norm blocks with GELU 4d. Fields not named here are those of Items, Stack and Objective.
     """
