@@ -412,6 +412,11 @@ EXPERIMENTS: dict[str, dict] = {
     },
     **{f"try-bert4rec-{name}": x for name, x in BERTS.items()},
     "bert4rec-beauty": BERTS["coupled-decayed"],
+    "hstu-sports": {  # as many steps of about as many histories each
+        **on_beauty("hstu", HSTU[0], HSTU[1] | {"epochs": 180, "evaluate_every": 1100}),
+        "data": "amazon-sports",
+    },
+    "bert4rec-sports": {**BERTS["coupled-decayed"], "data": "amazon-sports"},
     "esasrec-beauty": {
         "model": "esasrec",
         "data": "amazon-beauty",
