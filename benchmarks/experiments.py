@@ -100,6 +100,7 @@ STAGES = {"mp4sr": "finetune", "unisrec": "transductive"}
 
 
 def on_beauty(model: str, fields: dict, settings: dict) -> dict:
+    """A row a model of IDs on amazon-beauty."""
     return {"model": model, "data": "amazon-beauty", "fields": fields, "settings": settings}
 
 
@@ -136,9 +137,9 @@ TRANSFER: dict[str, dict] = {
     },
     # Test asks for items that training never saw: nothing but content tells them apart.
     **{f"{k}-cold-instruments": x for k, x in carried(COLD, times=0.5).items()},
-    "unisrec-inductive-cold-instruments": {
-        **carried(COLD, times=0.5, fields={"stage": "inductive"})["unisrec"]
-    },
+    "unisrec-inductive-cold-instruments": carried(COLD, times=0.5, fields={"stage": "inductive"})[
+        "unisrec"
+    ],
     **{f"{k}-movies": x for k, x in carried(FILMS, times=0.5, **SHORT).items()},
     "sasrec-movies": {
         "model": "sasrec",
@@ -391,12 +392,8 @@ EXPERIMENTS: dict[str, dict] = {
             "patience": 3,
         },
     },
-    "bsarec-decayed-beauty": {"model": "bsarec", "data": "amazon-beauty", "settings": PREFIXES},
-    "try-bsarec-coupled": {  # RecBoard's way to decay
-        "model": "bsarec",
-        "data": "amazon-beauty",
-        "settings": PREFIXES | {"l2": 1e-4},
-    },
+    "bsarec-decayed-beauty": on_beauty("bsarec", {}, PREFIXES),
+    "try-bsarec-coupled": on_beauty("bsarec", {}, PREFIXES | {"l2": 1e-4}),  # RecBoard's way
     "bsarec-text-beauty": BY_PREFIXES,
     **{
         f"bsarec-{name}-sports": {

@@ -128,6 +128,7 @@ def _lost_line(name: str, rows: list[dict]) -> str:
     return f"| {name} | {whole:.4f} | {left or '–'} |"
 
 
+UNTOLD = ("evaluate_every", "patience")  # of what is set
 # What each trial was to better.
 KEPT = {"hstu": "hstu-beauty", "bert4rec": "bert4rec-beauty", "bce": "sasrec-bce-beauty"}
 KEPT |= {"sports": "sasrec-sports", "bsarec": "bsarec-decayed-beauty"}
@@ -151,7 +152,6 @@ def tried() -> str:
     return "\n".join([*lines, "", how])
 
 
-UNTOLD = ("evaluate_every", "patience")
 SEQUENTIAL_BLOCKS = {"speed": speed, "length": length, "tried": tried}
 if (RESULTS / "transfer").exists():
     SEQUENTIAL_BLOCKS["transfer"] = transfer

@@ -133,9 +133,10 @@ def bert4rec(
 
     align: `right` counts positions back from the newest item, so that the guess for the next one
     always stands at the same; `left` counts from the oldest. head: `tied` compares states with the
-    items' vectors as they are, by inner product or cosine; `projected` is the published one
-    (on amazon-beauty no better: benchmarks/results).
-    Raises ValueError for another align or head, and for cosines of a projected one.
+    items' vectors as they are, by inner product or cosine; `projected` is the published one (on
+    amazon-beauty no better: benchmarks/results). Raises ValueError for another align or head, and
+    for cosines of a projected one.
+
     Post-norm blocks with GELU 4d. Fields not named here are those of Items, Stack and Objective.
     """
     check(align=(align, ("left", "right")), head=(head, HEADS))
