@@ -363,7 +363,9 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, default=None, help="a published one's folder")
     args = parser.parse_args()
     from zoo import api
+    from zoo.allocator import keep_freed_memory
 
+    keep_freed_memory()
     experiment = EXPERIMENTS[args.experiment]
     options = api.DataOptions(**experiment.get("options", {}))
     data = api.load_data(args.data / experiment["data"], options)

@@ -17,6 +17,7 @@ _HOMES = {
     "fit": "zoo.api",
     "floors": "zoo.api",
     "from_pretrained": "zoo.api",
+    "keep_freed_memory": "zoo.allocator",
     "load_data": "zoo.api",
     "save": "zoo.api",
     "settings_for": "zoo.api",

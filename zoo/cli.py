@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from zoo.allocator import keep_freed_memory
 from zoo.arguments import DataArgs, behind, parse, positional
 from zoo.console import SHOWN, Bar, rounded, show, tell
 
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         print(usage())
         return 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    keep_freed_memory()
     try:
         return globals()[f"_{argv[0]}"](argv[1:])
     except (ValueError, OSError, RuntimeError, LookupError, ArithmeticError) as error:
