@@ -293,7 +293,8 @@ EXPERIMENTS: dict[str, dict] = {
     "towers-content": {**MOVIES, "fields": {**TOWERS, "items": "content"}},
     "towers-both": {**MOVIES, "fields": {**TOWERS, "items": "both"}},
     "towers-shuffled": {**MOVIES, "fields": {**TOWERS, "items": "both"}, "content": "shuffled"},
-    "sasrec-beauty": {"model": "sasrec", "data": "amazon-beauty", "settings": SLOW_LOSS},
+    "sasrec-beauty": on_beauty("sasrec", {}, SLOW_LOSS),
+    "try-sasrec-right": on_beauty("sasrec", {"align": "right"}, SLOW_LOSS),
     # One trunk, other items: the sum of the codes that TIGER spells, and words in place of IDs.
     "sasrec-codes-beauty": {
         "model": "sasrec",

@@ -53,6 +53,24 @@ def length() -> str:
     return "\n".join([*lines, "", _measured(told), *_tails(told.get("tails"))])
 
 
+def allocator() -> str:
+    """What a training step takes with freed memory given back and kept."""
+    told = load("allocator")
+    lines = [
+        "| ms a step, peak MiB | given back | kept | times as fast (range) |",
+        "|---|---|---|---|",
+    ]
+    for row in told["rows"]:
+        cells = [f"{row[k]['ms']:.0f}, {row[k]['peak_mib']:,.0f}" for k in ("as_it_is", "kept")]
+        low, high = row["range"]
+        how = f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"
+        lines.append(f"| {row['name']} | {' | '.join(cells)} | {how} |")
+    command = "`python benchmarks/allocator.py --data FOLDER`"
+    return "\n".join(
+        [*lines, "", f"{command}; {told['hardware']}, one used, commit {told['commit']}."]
+    )
+
+
 def _measured(told: dict) -> str:
     machine = f"{told['hardware']['cpu']}, {told['cores']} cores"
     return f"`{told['command']}`; {machine}, commit {told['commit']}."
@@ -131,7 +149,7 @@ def _lost_line(name: str, rows: list[dict]) -> str:
 UNTOLD = ("evaluate_every", "patience")  # of what is set
 # What each trial was to better.
 KEPT = {"hstu": "hstu-beauty", "bert4rec": "bert4rec-beauty", "bce": "sasrec-bce-beauty"}
-KEPT |= {"sports": "sasrec-sports", "bsarec": "bsarec-decayed-beauty"}
+KEPT |= {"sports": "sasrec-sports", "bsarec": "bsarec-decayed-beauty", "sasrec": "sasrec-beauty"}
 
 
 def tried() -> str:
@@ -152,6 +170,6 @@ def tried() -> str:
     return "\n".join([*lines, "", how])
 
 
-SEQUENTIAL_BLOCKS = {"speed": speed, "length": length, "tried": tried}
+SEQUENTIAL_BLOCKS = {"speed": speed, "length": length, "tried": tried, "allocator": allocator}
 if (RESULTS / "transfer").exists():
     SEQUENTIAL_BLOCKS["transfer"] = transfer

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.items import Items
-from zoo.layers import Stack, Trunk, columns_behind, init_normal, newest_columns
-from zoo.models.sequential import Head, Reading, sequential, tied
+from zoo.layers import Stack, Trunk, init_normal, newest_columns
+from zoo.models.sequential import ALIGN, Head, Reading, counted_back, sequential, tied
 from zoo.names import check
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
@@ -57,7 +57,7 @@ def cloze(rate: float, last: float, newest: int | None = None) -> Reading:
     def placed(batch):
         if newest is None:
             return batch
-        return {**batch, "positions": newest - columns_behind(batch["segments"])}
+        return counted_back(batch, newest)
 
     def init(key, width):
         return {"hidden": {"table": init_normal(key, (1, width))}}
@@ -139,7 +139,7 @@ def bert4rec(
 
     Post-norm blocks with GELU 4d. Fields not named here are those of Items, Stack and Objective.
     """
-    check(align=(align, ("left", "right")), head=(head, HEADS))
+    check(align=(align, ALIGN), head=(head, HEADS))
     if head == "projected" and similarity != "dot":
         raise ValueError(
             f"similarity is '{similarity}' with head='projected', whose items have a bias beside "

@@ -22,7 +22,7 @@ from zoo.layers import (
     remembered,
     segment_mask,
 )
-from zoo.models.sequential import sequential
+from zoo.models.sequential import aligned, sequential
 from zoo.names import check
 from zoo.objectives import Objective
 from zoo.recommender import ReadAgain, Recommender
@@ -216,9 +216,11 @@ def hstu(
     fuse: str = "sum",
     hidden: int = 0,
     modality_dropout: float = 0.0,
+    align: str = "left",
     dtype: str = "float32",
 ) -> Recommender:
-    """qk_width, v_width: of a head; dropout: inside a block; time_bias: HSTUTrunk.
+    """qk_width, v_width: of a head; dropout: inside a block; time_bias: HSTUTrunk; align: where
+    positions count from (sequential.aligned).
 
     Fields not named here are those of Items and Objective.
     """
@@ -237,4 +239,5 @@ def hstu(
         Items(width, items, modalities, fuse, hidden, modality_dropout),
         trunk,
         Objective(objective, negatives, 0.75, similarity, temperature),
+        aligned(align, max_len),
     )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from zoo.items import Items
 from zoo.layers import Stack, Trunk
 from zoo.models.coded import CodedItems, with_one_table
-from zoo.models.sequential import sequential
+from zoo.models.sequential import aligned, sequential
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
 
@@ -37,6 +37,7 @@ def sasrec(
     hidden: int = 0,
     modality_dropout: float = 0.0,
     codebook: int = 256,
+    align: str = "left",
     scan: bool = False,
     remat: bool = False,
     dtype: str = "float32",
@@ -45,8 +46,9 @@ def sasrec(
 
     items: `id`, `content`, `both`, or `codes`: the sum of an embedding a code of `codebook` ones a
     level, all that the item is (models/coded.py). block: `pre`, `post`, `ligr` or `original`
-    (layers.Block); objective: objectives.NAMES; dtype: of the activations, parameters and losses
-    stay float32. Fields not named here are those of Items, Stack and Objective.
+    (layers.Block); objective: objectives.NAMES; align: where positions count from
+    (sequential.aligned); dtype: of the activations, parameters and losses stay float32. Fields not
+    named here are those of Items, Stack and Objective.
     """
     stack = Stack(
         layers, block, heads, ffn, multiplier, dropout, 1e-6, jnp.dtype(dtype), scan, remat
@@ -54,6 +56,7 @@ def sasrec(
     rest = (
         Trunk(max_len, True, dropout, stack),
         Objective(objective, negatives, t, similarity, temperature),
+        aligned(align, max_len),
     )
     if items == "codes":
         made = sequential(CodedItems(width, codebook, pool="sum"), *rest)

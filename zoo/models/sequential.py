@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from zoo.items import Items
+from zoo.layers import columns_behind
+from zoo.names import check
 from zoo.objectives import HISTORY, Objective
 from zoo.recommender import Incremental, Recommender
 from zoo.retrieval import dot_match
@@ -38,6 +40,29 @@ def _ask(params, x, batch):
 
 
 next_item = Reading(lambda key, width: {}, _learn, _ask)
+ALIGN = ("left", "right")
+
+
+def counted_back(batch: dict[str, Array], newest: int) -> dict[str, Array]:
+    """The batch with positions that count back from `newest`, each history's last."""
+    return {**batch, "positions": newest - columns_behind(batch["segments"])}
+
+
+def aligned(align: str, max_len: int) -> Reading:
+    """`left`: positions count from the oldest item, so that a history grows without being read
+    anew; `right`: back from the newest, which is then always at the same one."""
+    check(align=(align, ALIGN))
+    if align == "left":
+        return next_item
+
+    def learn(params, x, batch, key):
+        return _learn(params, x, counted_back(batch, max_len - 1), key)
+
+    def ask(params, x, batch):
+        x, batch, column = _ask(params, x, batch)
+        return x, counted_back(batch, max_len - 1), column
+
+    return next_item._replace(learn=learn, ask=ask)
 
 
 class Head(NamedTuple):
