@@ -7,6 +7,7 @@ import pytest
 from conftest import FIXTURES
 
 from zoo import losses
+from zoo.objectives import Objective
 
 RNG = np.random.default_rng(0)
 B, K, D = 5, 4, 6
@@ -490,3 +491,14 @@ def test_rows_that_are_the_same_are_no_negatives():
     z = np.where(np.eye(4, dtype=bool), 1, -1) * (logits - 3.0)
     total = sum(-np.log(sigmoid(z[i, j])) for i, k in enumerate(kept) for j in k) / 4
     np.testing.assert_allclose(losses.siglip(x, y, 1.5, -3.0, same=same), total, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bce", "sampled", "mixed"])
+def test_a_target_is_never_its_own_negative(name):
+    """Of a catalogue of one item every draw is the target, and there is nothing to lose against."""
+    catalogue = {"valid": np.array([False, True]), "popularity": np.array([0.0, 3.0], np.float32)}
+    table = jnp.array([[0.0, 0.0], [6.0, 8.0]])
+    take = lambda ids, role: table[ids]  # noqa: E731
+    objective = Objective(name, negatives=5)
+    asked = (jnp.array([[3.0, 4.0]]), jnp.array([1]), jnp.ones(1), take, lambda: table)
+    assert abs(objective(*asked, catalogue, jax.random.key(0))) < 1e-6

@@ -23,6 +23,7 @@ HISTORY, TARGETS, NEGATIVES = range(3)  # the roles
 class Objective:
     """name: `ce` full softmax, `bce` one negative, `gbce`, `sampled` softmax over shared uniform
     negatives, `in-batch` softmax with logQ, `mixed` in-batch and uniform negatives with logQ.
+    A negative is any item but the target, one of the history's others, too.
 
     Sources: specs of SASRec (bce), gSASRec (gbce, t), eSASRec (sampled), Yi et al. 2019 (logQ).
     """
@@ -78,7 +79,7 @@ def _bce(o: Objective, q, targets, weights, vectors, matrix, catalogue, key) -> 
     ids = _negatives(o, catalogue, key, targets.shape)
     positive = jnp.sum(q * o.items(vectors(targets, TARGETS)), axis=-1)
     negative = jnp.sum(q * o.items(vectors(ids, NEGATIVES)), axis=-1)
-    negative = jnp.where(_seen(catalogue)[ids], negative, -1e9)
+    negative = jnp.where(_seen(catalogue)[ids] & (ids != targets), negative, -1e9)
     return losses.bce(positive, negative[:, None], weights)
 
 
