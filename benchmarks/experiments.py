@@ -34,7 +34,7 @@ PREFIXES = {  # of BSARec
     "evaluate_every": 730,
     "patience": 4,
 }
-MORE_PREFIXES = PREFIXES | {"epochs": 20, "evaluate_every": 1240}  # where there are more of them
+MORE_PREFIXES = PREFIXES | {"epochs": 40, "evaluate_every": 1240}  # 20: still rising
 HSTU = (  # RecBoard's, but for its times
     {"layers": 4, "negatives": 512, "dropout": 0.2, "embedding_dropout": 0.4},
     {
