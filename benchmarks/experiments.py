@@ -133,7 +133,7 @@ TRANSFER: dict[str, dict] = {
         "model": "sasrec",
         **INSTRUMENTS,
         "fields": ALIKE,
-        "settings": {**TUNE, "flops": 46e12, "evaluate_every": 200},
+        "settings": {**TUNE, "flops": 67e12, "evaluate_every": 200},
     },
     # Test asks for items that training never saw: nothing but content tells them apart.
     **{f"{k}-cold-instruments": x for k, x in carried(COLD, times=0.5).items()},
