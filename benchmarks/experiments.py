@@ -34,6 +34,7 @@ PREFIXES = {  # of BSARec
     "evaluate_every": 730,
     "patience": 4,
 }
+COUPLED_PREFIXES = PREFIXES | {"l2": 1e-4}  # RecBoard's way to decay
 MORE_PREFIXES = PREFIXES | {"epochs": 40, "evaluate_every": 1240}  # 20: still rising
 HSTU = (  # RecBoard's, but for its times
     {"layers": 4, "negatives": 512, "dropout": 0.2, "embedding_dropout": 0.4},
@@ -393,8 +394,9 @@ EXPERIMENTS: dict[str, dict] = {
             "patience": 3,
         },
     },
-    "bsarec-decayed-beauty": on_beauty("bsarec", {}, PREFIXES),
-    "try-bsarec-coupled": on_beauty("bsarec", {}, PREFIXES | {"l2": 1e-4}),  # RecBoard's way
+    "bsarec-decayed-beauty": on_beauty("bsarec", {}, COUPLED_PREFIXES),
+    "try-bsarec-decayed": on_beauty("bsarec", {}, PREFIXES),
+    "try-text-coupled": {**BY_PREFIXES, "settings": COUPLED_PREFIXES},
     "bsarec-text-beauty": BY_PREFIXES,
     **{
         f"bsarec-{name}-sports": {

@@ -149,7 +149,8 @@ def _lost_line(name: str, rows: list[dict]) -> str:
 UNTOLD = ("evaluate_every", "patience")  # of what is set
 # What each trial was to better.
 KEPT = {"hstu": "hstu-beauty", "bert4rec": "bert4rec-beauty", "bce": "sasrec-bce-beauty"}
-KEPT |= {"sports": "sasrec-sports", "bsarec": "bsarec-decayed-beauty", "sasrec": "sasrec-beauty"}
+KEPT |= {"sports": "sasrec-sports", "sasrec": "sasrec-beauty"}
+KEPT |= {"bsarec": "bsarec-decayed-beauty", "text": "bsarec-text-beauty"}
 
 
 def tried() -> str:
