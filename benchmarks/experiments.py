@@ -148,7 +148,7 @@ TRANSFER: dict[str, dict] = {
         "fields": SHORT["fields"],
         "settings": MOVIES["settings"],
     },
-    **{f"{k}-to-sports": x for k, x in carried(SPORTS, {"data": SHOPS}, **BY_WORDS).items()},
+    **{f"{k}-to-sports": x for k, x in carried(SPORTS, {"data": SHOPS}, 0.5, **BY_WORDS).items()},
 }
 # Words that tell items apart: of 64 columns too few do.
 WORDS = {"data": "amazon-beauty", "options": {"text": "lsa:768"}}
@@ -402,11 +402,11 @@ EXPERIMENTS: dict[str, dict] = {
         f"bsarec-{name}-sports": {
             "model": "bsarec",
             "data": "amazon-sports",
-            **more,
             "settings": MORE_PREFIXES,
+            **more,
         }
         for name, more in (
-            ("decayed", {}),
+            ("decayed", {"settings": MORE_PREFIXES | {"l2": 1e-4}}),
             ("text", {"options": WORDS["options"], "fields": {"items": "both"}}),
         )
     },
