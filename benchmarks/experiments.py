@@ -92,7 +92,6 @@ INSTRUMENTS = {"data": "amazon-instruments", **CARRIED}
 COLD = {**INSTRUMENTS, "options": {**CARRIED["options"], "split": "cold-items"}}
 FILMS = {**CARRIED, "data": MOVIES["data"], "options": MOVIES["options"] | CARRIED["options"]}
 SHORT = {"fields": {"max_len": 20}, "batch": 160}  # of films, whose histories are long
-LARGE = {"batch": 256, "rate": 2e-3}
 SPORTS = {"data": "amazon-sports", **CARRIED}
 BY_WORDS = {"fields": (("modalities", ("text",)),)}
 ALIKE = {"block": "post", "ffn": "gelu", "multiplier": 4, "heads": 2}
@@ -144,15 +143,14 @@ TRANSFER: dict[str, dict] = {
     ],
     # MP4SR computes the vectors of all items in each step: fewer steps, of more histories each.
     "unisrec-movies": carried(FILMS, times=0.5, **SHORT)["unisrec"],
-    "mp4sr-movies": carried(FILMS, times=0.5, **SHORT | LARGE | {"batch": 480})["mp4sr"],
+    "mp4sr-movies": carried(FILMS, times=0.5, **SHORT | {"batch": 480, "rate": 2e-3})["mp4sr"],
     "sasrec-movies": {
         "model": "sasrec",
         **FILMS,
         "fields": SHORT["fields"],
         "settings": MOVIES["settings"],
     },
-    "unisrec-to-sports": carried(SPORTS, {"data": SHOPS}, 0.5, **BY_WORDS)["unisrec"],
-    "mp4sr-to-sports": carried(SPORTS, {"data": SHOPS}, 0.5, **BY_WORDS | LARGE)["mp4sr"],
+    **{f"{k}-to-sports": x for k, x in carried(SPORTS, {"data": SHOPS}, 0.5, **BY_WORDS).items()},
 }
 # Words that tell items apart: of 64 columns too few do.
 WORDS = {"data": "amazon-beauty", "options": {"text": "lsa:768"}}
