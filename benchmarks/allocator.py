@@ -49,6 +49,7 @@ def apart(name: str, kept: bool, root: Path) -> dict[str, float]:
     """`one` in its own process, on the first core that this one may use."""
     command = [sys.executable, __file__, "--data", str(root), "--one", name, *["--kept"] * kept]
     plain = {k: x for k, x in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC"))}
+    plain["JAX_PLATFORMS"] = "cpu"
     core = {min(os.sched_getaffinity(0))}
     how = {"env": plain, "preexec_fn": lambda: os.sched_setaffinity(0, core)}
     told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, **how)

@@ -34,7 +34,7 @@ PREFIXES = {  # of BSARec
     "evaluate_every": 730,
     "patience": 4,
 }
-COUPLED_PREFIXES = PREFIXES | {"l2": 1e-4}  # RecBoard's way to decay
+COUPLED_PREFIXES = PREFIXES | {"l2": 1e-4}  # RecBoard's way to decay, but for biases and norms
 MORE_PREFIXES = PREFIXES | {"epochs": 40, "evaluate_every": 1240}  # 20: still rising
 HSTU = (  # RecBoard's, but for its times
     {"layers": 4, "negatives": 512, "dropout": 0.2, "embedding_dropout": 0.4},

@@ -4,6 +4,7 @@ import numpy as np
 
 from pipelines.schema import DataError, Ragged, seconds
 
+ALIGN = ("left", "right")
 SCHEMES = ("next", "last", "cloze", "rest", "whole")  # schema.py says what each one means
 ONE_TARGET = ("last", "rest", "whole")  # one a segment, not one a column
 
@@ -95,6 +96,8 @@ class Packed:
     ):
         if scheme not in SCHEMES:
             raise DataError(f"scheme is '{scheme}'; expected one of {', '.join(SCHEMES)}.")
+        if align not in ALIGN:
+            raise DataError(f"align is '{align}'; expected one of {', '.join(ALIGN)}.")
         self.histories, self.length, self.window = histories, length, length
         self.scheme, self.right = scheme, align == "right"
         segments = self._segments()

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 
@@ -28,12 +29,20 @@ def ten_calls():
 print(min(ten_calls() for _ in range(10)))
 """
 
+OTHER = """
+#include <stddef.h>
+extern void *__libc_malloc(size_t);
+void *malloc(size_t n) { return __libc_malloc(n); }
+int mallopt(int name, int value) { return 1; }
+"""
+
 
 def pages_cleared(how: str, **more: str) -> int:
     """Of ten calls: the fewest among ten times."""
     plain = {k: x for k, x in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC"))}
+    env = {**plain, "JAX_PLATFORMS": "cpu", **more}
     command = [sys.executable, "-c", PROGRAM, how]
-    ran = subprocess.run(command, capture_output=True, text=True, env={**plain, **more}, check=True)
+    ran = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
     return int(ran.stdout)
 
 
@@ -50,6 +59,22 @@ def test_the_environment_is_obeyed(monkeypatch):
     monkeypatch.delenv("MALLOC_ARENA_MAX")
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     assert not keep_freed_memory()
+
+
+@glibc
+def test_an_allocator_loaded_in_its_place_is_not_told(tmp_path):
+    """A library that brings a malloc of its own: glibc's settings would be of no malloc in use."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler to make another allocator with")
+    source, library = tmp_path / "other.c", tmp_path / "other.so"
+    source.write_text(OTHER)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    told = "from zoo.allocator import keep_freed_memory; print(keep_freed_memory())"
+    plain = {k: x for k, x in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC"))}
+    for env, known in ((plain, "True"), ({**plain, "LD_PRELOAD": str(library)}, "False")):
+        ran = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, env=env)
+        assert ran.stdout.strip() == known, ran.stderr
 
 
 def test_without_glibc_nothing_is_done(monkeypatch):

@@ -45,6 +45,11 @@ def test_pack_holds_every_pair_once():
     assert pairs_of(rows) == sorted(expected)
 
 
+def test_an_unknown_end_to_count_from_is_told():
+    with pytest.raises(DataError, match="align is 'middle'; expected one of left, right"):
+        pack(histories(), 8, "middle")
+
+
 @pytest.mark.parametrize("align", ["left", "right"])
 def test_segments_are_contiguous_histories(align):
     rows = pack(histories(), 8, align)

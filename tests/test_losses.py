@@ -456,6 +456,16 @@ def test_uniform_negatives_cover_exactly_the_items():
     assert np.all(np.abs(counts[1:11] - 2000) < 5 * np.sqrt(2000 * 0.9))
 
 
+def test_negatives_among_some_cover_exactly_those():
+    draw = jax.jit(losses.sample_among, static_argnums=1)
+    among = np.array([False, True, False, False, True, True, False])
+    ids = np.array(draw(jax.random.key(0), (100, 90), among))
+    counts = np.bincount(ids.ravel(), minlength=7)
+    assert ids.dtype == np.int32 and np.all((counts > 0) == among)
+    assert np.all(np.abs(counts[among] - 3000) < 5 * np.sqrt(3000 * 2 / 3))
+    assert np.all(np.array(draw(jax.random.key(0), (9,), np.zeros(7, bool))) == 0)
+
+
 def test_negatives_by_counts_follow_the_counts():
     counts = jnp.array([50.0, 0, 1, 3, 0, 6, 0])  # row 0 is padding, whatever it holds
     draw = jax.jit(losses.sample_by_counts, static_argnums=1)
@@ -491,6 +501,25 @@ def test_rows_that_are_the_same_are_no_negatives():
     z = np.where(np.eye(4, dtype=bool), 1, -1) * (logits - 3.0)
     total = sum(-np.log(sigmoid(z[i, j])) for i, k in enumerate(kept) for j in k) / 4
     np.testing.assert_allclose(losses.siglip(x, y, 1.5, -3.0, same=same), total, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bce", "gbce", "sampled"])
+def test_every_negative_is_an_item_that_training_has_seen(name):
+    """Among many items that it has not, a draw finds another seen one as often as without them."""
+    popularity = np.zeros(400, np.float32)
+    popularity[[7, 300]] = 2.0
+    catalogue = {"valid": np.arange(400) > 0, "popularity": popularity}
+    taken = []
+
+    def take(ids, role):
+        taken.append(np.asarray(ids))
+        return jnp.zeros((*ids.shape, 2))
+
+    positions = 50
+    asked = (jnp.ones((positions, 2)), jnp.full(positions, 7), jnp.ones(positions), take, None)
+    Objective(name, negatives=50)(*asked, catalogue, jax.random.key(0))
+    assert any(set(ids.tolist()) == {7, 300} for ids in taken)
+    assert set(np.concatenate(taken).tolist()) == {7, 300}
 
 
 @pytest.mark.parametrize("name", ["bce", "sampled", "mixed"])

@@ -110,6 +110,23 @@ def test_a_setting_that_came_later_is_told_where_it_is_set_and_learns_otherwise(
         zoo.fit("sasrec", data, tmp_path / "0", settings, **fields)
 
 
+def test_a_field_of_another_default_than_older_runs_had_is_another_run(tmp_path):
+    """BERT4Rec counted from the left before it could count from the right, and run.json is mute."""
+    rng = np.random.default_rng(0)
+    rows = {"users": np.repeat(np.arange(20), 6), "items": rng.integers(0, 30, 120)}
+    data = zoo.load_data(from_arrays(**rows, name="few"))
+    settings = zoo.settings_for("bert4rec", steps=1, batch=2)
+    small = {"width": 8, "layers": 1, "max_len": 8}
+    zoo.fit("bert4rec", data, tmp_path / "old", settings, **small, align="left")
+    told = json.loads((tmp_path / "old" / "run.json").read_text())
+    assert told["fields"] == small  # as a run of before has it
+    zoo.fit("bert4rec", data, tmp_path / "old", settings, **small, align="left")  # goes on
+    with pytest.raises(ValueError, match="fields.align is unset there, 'right' here"):
+        zoo.fit("bert4rec", data, tmp_path / "old", settings, **small)
+    with pytest.raises(ValueError, match="counted from the left, this model's from the right"):
+        zoo.fit("bert4rec", data, None, settings, graft=tmp_path / "old", **small)
+
+
 def test_rows_of_several_widths_have_an_executable_each_and_resume(tmp_path):
     """A few long histories among short ones; stopped half-way the run ends as one that was not."""
     rng = np.random.default_rng(1)

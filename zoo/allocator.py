@@ -18,14 +18,19 @@ def keep_freed_memory() -> bool:
 
     For training on a CPU. `zoo` in the shell calls it; in Python call it before JAX has computed
     anything: arenas of threads that run already stay. The resident set stays at its peak. False,
-    and nothing done, without glibc or where the environment sets its allocator (MALLOC_*,
-    GLIBC_TUNABLES).
+    and nothing done, without glibc, where another allocator is loaded in its place (tcmalloc,
+    jemalloc), or where the environment sets it (MALLOC_*, GLIBC_TUNABLES).
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False
     try:
-        libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018
+        libc, loaded = ctypes.CDLL("libc.so.6"), ctypes.CDLL(None)
+        if _address(libc.malloc) != _address(loaded.malloc):
+            return False
+        return all([libc.mallopt(name, value) for name, value in SETTINGS.items()])
     except (OSError, TypeError, AttributeError):  # Windows, macOS, musl
         return False
-    return all(libc.mallopt(name, value) for name, value in SETTINGS.items())
+
+
+def _address(function) -> int | None:
+    return ctypes.cast(function, ctypes.c_void_p).value

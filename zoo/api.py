@@ -107,7 +107,7 @@ def fit(
     data = with_vectors(data, vectors) if vectors is not None else data
     catalogue = data.catalogue(mesh)
     catalogue = data.linked(catalogue) if known.family == "graph" else catalogue
-    told = (model, graft, data, adapt, encoding, bool(names))
+    told = (model, graft, data, adapt, encoding, bool(names), chosen)
     start = pretrained_for(*told) if graft is not None else None
     about = _about(data, catalogue, read) | ({"encoding": asdict(encoding)} if encoding else {})
     how = (out, settings, mesh, report, start, adapt, about, encoding, names)

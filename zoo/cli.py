@@ -25,6 +25,7 @@ COMMANDS = {
     "models": "list the models, their papers and fields",
     "data": "data describe | validate | prepare DIR",
 }
+TRAIN = ("quickstart", "train", "pretrain")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         print(usage())
         return 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    keep_freed_memory()
+    if argv[0] in TRAIN:
+        keep_freed_memory()
     try:
         return globals()[f"_{argv[0]}"](argv[1:])
     except (ValueError, OSError, RuntimeError, LookupError, ArithmeticError) as error:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from zoo.negatives import log_probability as log_probability
+from zoo.negatives import sample_among as sample_among
 from zoo.negatives import sample_by_counts as sample_by_counts
 from zoo.negatives import sample_uniform as sample_uniform
 

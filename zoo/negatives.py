@@ -15,6 +15,14 @@ def sample_uniform(key: Array, shape: tuple[int, ...], n_items: int | Array) -> 
     return jax.random.randint(key, shape, 1, n_items + 1, dtype=jnp.int32)
 
 
+def sample_among(key: Array, shape: tuple[int, ...], among: Array) -> Array:
+    """int32 ids of `shape`, uniform on those that `among` bool[n] marks; 0 if it marks none."""
+    ends = jnp.cumsum(among, dtype=jnp.int32)
+    nth = jax.random.randint(key, shape, 0, jnp.maximum(ends[-1], 1), dtype=jnp.int32)
+    ids = jnp.searchsorted(ends, nth, side="right").astype(jnp.int32)
+    return jnp.where(ends[-1] > 0, ids, 0)
+
+
 def sample_by_counts(key: Array, shape: tuple[int, ...], counts: Array) -> Array:
     """int32 ids of `shape`, drawn with replacement in proportion to `counts` [n].
 

@@ -23,7 +23,7 @@ HISTORY, TARGETS, NEGATIVES = range(3)  # the roles
 class Objective:
     """name: `ce` full softmax, `bce` one negative, `gbce`, `sampled` softmax over shared uniform
     negatives, `in-batch` softmax with logQ, `mixed` in-batch and uniform negatives with logQ.
-    A negative is any item but the target, one of the history's others, too.
+    A negative is any item that training has seen but the target, one of the history's others, too.
 
     Sources: specs of SASRec (bce), gSASRec (gbce, t), eSASRec (sampled), Yi et al. 2019 (logQ).
     """
@@ -72,14 +72,14 @@ def _ce(o: Objective, q, targets, weights, vectors, matrix, catalogue, key) -> A
 
 
 def _negatives(o: Objective, catalogue, key, shape) -> Array:
-    return losses.sample_uniform(key, shape, jnp.sum(catalogue["valid"]))
+    return losses.sample_among(key, shape, _seen(catalogue))
 
 
 def _bce(o: Objective, q, targets, weights, vectors, matrix, catalogue, key) -> Array:
     ids = _negatives(o, catalogue, key, targets.shape)
     positive = jnp.sum(q * o.items(vectors(targets, TARGETS)), axis=-1)
     negative = jnp.sum(q * o.items(vectors(ids, NEGATIVES)), axis=-1)
-    negative = jnp.where(_seen(catalogue)[ids] & (ids != targets), negative, -1e9)
+    negative = jnp.where((ids > 0) & (ids != targets), negative, -1e9)
     return losses.bce(positive, negative[:, None], weights)
 
 
@@ -87,7 +87,7 @@ def _shared(o: Objective, q, targets, vectors, catalogue, key) -> tuple[Array, A
     """Scores of the positive [p], of shared uniform negatives [p,k], and which are none [p,k]."""
     ids = _negatives(o, catalogue, key, (o.negatives,))
     positive = jnp.sum(q * o.items(vectors(targets, TARGETS)), axis=-1)
-    hits = (ids[None, :] == targets[:, None]) | ~_seen(catalogue)[ids][None, :]
+    hits = (ids[None, :] == targets[:, None]) | (ids == 0)[None, :]
     return positive, q @ o.items(vectors(ids, NEGATIVES)).T, hits
 
 
@@ -114,7 +114,6 @@ def _in_batch(o: Objective, q, targets, weights, vectors, matrix, catalogue, key
 
 def _mixed(o: Objective, q, targets, weights, vectors, matrix, catalogue, key) -> Array:
     ids = _negatives(o, catalogue, key, (o.negatives,))
-    ids = jnp.where(_seen(catalogue)[ids], ids, 0)  # 0 is masked
     columns = o.items(vectors(targets, TARGETS))
     n_items = jnp.sum(_seen(catalogue)).astype(jnp.float32)
     log_pop = _log_q(catalogue, jnp.concatenate([targets, ids]))

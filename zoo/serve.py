@@ -231,7 +231,7 @@ class Pretrained:
         )
 
     def vectors(self, dataset: Dataset, split: Split) -> dict[str, np.ndarray]:
-        """What its index scores by: float32 {items [rows,d]} and, where a model has them, {users}.
+        """What its index holds: float32 {items [rows,d]} and, where a model has them, {users}.
 
         Raises DataError for other items, ValueError for a run on another split (its vectors may
         know what is held out here) and for a model that keeps no one vector an item.

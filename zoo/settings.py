@@ -9,6 +9,7 @@ from typing import Any
 
 from checkpoints.store import params_sha256, write_run
 from pipelines.schema import Split
+from zoo import models
 from zoo.metrics import RANKING
 from zoo.models import entry
 from zoo.names import above_zero, at_least, between, unknown
@@ -93,11 +94,24 @@ def identity(
     names: Sequence = (),
 ) -> dict[str, Any]:
     """What makes two runs the same: all of these."""
-    known = {"model": model, "fields": fields, "split": split.hash, **recorded(settings)}
+    known = {
+        "model": model,
+        "fields": _named(model, fields),
+        "split": split.hash,
+        **recorded(settings),
+    }
     known |= {"adapt": adapt} if adapt else {}
     known |= {"names": names} if names else {}
     known["graft"] = None if start is None else params_sha256(start)
     return known
+
+
+def _named(model: str, given: dict) -> dict:
+    """Fields as run.json has them: what older runs leave unsaid is said only where it differs."""
+    older, known = models.older(model), models.fields(model)
+    told = {k: given.get(k, known[k][1]) for k in older}
+    rest = {k: v for k, v in given.items() if k not in older}
+    return rest | {k: v for k, v in told.items() if v != older[k]}
 
 
 def claim(out: Path, mine: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from zoo.encoders.inputs import json_sha256
 from zoo.encoders.own import word_ids_sha256
 from zoo.encoders.small import SIZES, Encoding
 from zoo.graft import without
+from zoo.models import fields, older
 from zoo.serve import Pretrained, bundle_of
 
 MAKE = ("kind", "width", "layers", "heads", "scan")  # what makes two encoders alike, and SIZES
@@ -31,6 +32,7 @@ def pretrained_for(
     adapt: str | None = None,
     encoding: Encoding | None = None,
     renamed: bool = False,
+    chosen: dict | None = None,
 ) -> Any:
     """Parameters of a pretrained run, after checking that they can mean the same here.
 
@@ -54,6 +56,7 @@ def pretrained_for(
     theirs, known = bundle.config["model"], _read(bundle)
     if theirs != model:
         raise ValueError(f"the graft was pretrained as {theirs}; this model is {model}.")
+    _check_align(bundle, chosen or {})
     check_split(bundle.split, data, "the graft")
     if known - set(data.dataset.features) and not renamed:
         raise ValueError(
@@ -95,6 +98,18 @@ def flops_of(graft: Pretrained | str | Path | None) -> float | None:
     if graft is None:
         return 0.0
     return (graft if isinstance(graft, Pretrained) else bundle_of(graft)).config.get("flops")
+
+
+def _check_align(bundle: Pretrained, chosen: dict) -> None:
+    """Positions counted from the other end have tables of the same shape."""
+    model = bundle.config["model"]
+    theirs = {**older(model), **bundle.config["fields"]}.get("align")
+    mine = chosen.get("align", theirs and fields(model)["align"][1])
+    if theirs != mine:
+        raise ValueError(
+            f"the graft's positions are counted from the {theirs}, this model's from the {mine}: "
+            f"take --model.align {theirs}."
+        )
 
 
 def _read(bundle: Pretrained) -> set[str]:

@@ -89,7 +89,9 @@ def mp4sr(
 
     drop_rate, mix_rate: the most that a batch's own rate is drawn from. `official` follows the
     published code where it differs from the paper: zoo/contrast.py, experts.Pool, and the
-    padding item among the candidates of fine-tuning (a zero vector here, so a logit of 0).
+    padding item among the candidates of fine-tuning (a zero vector here, so a logit of 0); not in
+    its random drop, which is undefined on parallel hardware. Kernels start as Flax draws them
+    (LeCun normal), where that code takes N(0, .02).
     Raises ValueError for an unknown stage.
     """
     if stage not in TRAINABLE:
