@@ -33,7 +33,7 @@ OTHER = """
 #include <stddef.h>
 extern void *__libc_malloc(size_t);
 void *malloc(size_t n) { return __libc_malloc(n); }
-int mallopt(int name, int value) { return 1; }
+size_t malloc_usable_size(void *p) { return 0; }
 """
 
 
