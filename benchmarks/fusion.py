@@ -15,31 +15,35 @@ from kept import rows_of_floors
 from reach import COMMIT, RESULTS, hardware
 
 from zoo import api
+from zoo.counted import SERVED
 from zoo.prior import with_prior
 
-FLOOR = "sr-graph+text"
 
-
-def fields(split_hash: str) -> dict:
-    """What floors.py chose for the floor on this split."""
-    return next(
-        row["floors"][FLOOR]["chosen"]
+def best_on_validation(split_hash: str, metric: str = "ndcg@10") -> tuple[str, dict]:
+    """Name and fields of the floor that serves and was best on validation in floors.py."""
+    floors = next(
+        row["floors"]
         for row in rows_of_floors()
         if row["split_hash"] == split_hash and row["mask"] != "none"
+        if row["candidates"] == "all items"
     )
+    name = max(floors.keys() & SERVED, key=lambda n: floors[n]["validation"][metric])
+    return name, floors[name]["chosen"]
 
 
 def one(folder: Path, data, name: str) -> dict:
     """Validation-chosen fusion of one run with the floor; test metrics of the three."""
     bundle = api.from_pretrained(folder)
-    model, chosen = (bundle.recommender, bundle.params), fields(data.split.hash)
+    model = bundle.recommender, bundle.params
+    called, chosen = best_on_validation(data.split.hash)
     known = {"catalogue": bundle.catalogue, "max_len": bundle.max_len}
-    both = with_prior(model, data, floor=FLOOR, chosen=chosen, **known)
+    both = with_prior(model, data, floor=called, chosen=chosen, **known)
     print(both.alone, both.grid, flush=True)
-    floor = (api.build(FLOOR, **both.chosen), both.params["b"])
-    parts = {name: model, FLOOR: floor, "fusion": (both.recommender, both.params)}
+    floor = (api.build(called, **both.chosen), both.params["b"])
+    parts = {name: model, called: floor, "fusion": (both.recommender, both.params)}
     test = {k: api.evaluate(v, data, "test", **known) for k, v in parts.items()}
     return {
+        "floor": called,
         "how": both.how,
         "weight": both.weight,
         "grid": both.grid,
@@ -55,13 +59,18 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--of", default="sasrec-beauty", choices=EXPERIMENTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--control", action="store_true")
     args = parser.parse_args()
-    folder = EXPERIMENTS[args.of]["data"]
-    data = api.load_data(args.data / folder)
+    experiment, ending = EXPERIMENTS[args.of], "-control" if args.control else ""
+    folder = experiment["data"]
+    options = api.DataOptions(**experiment.get("options", {}))
+    data = api.load_data(args.data / folder, options)
+    flag = " --control" if args.control else ""
     told = {
-        "command": f"python benchmarks/fusion.py --data DATA --runs RUNS --of {args.of}",
+        "command": f"python benchmarks/fusion.py --data DATA --runs RUNS --of {args.of}{flag}",
         "data": folder,
         "model": args.of.rsplit("-", 1)[0],
+        "control": args.control,
         "protocol": data.split.protocol,
         "split_hash": data.split.hash,
         "hardware": hardware(),
@@ -69,8 +78,8 @@ def main() -> None:
         "seeds": {},
     }
     for seed in args.seeds:
-        told["seeds"][seed] = one(args.runs / f"{args.of}-{seed}", data, told["model"])
-        (RESULTS / f"fusion-{args.of}.json").write_text(json.dumps(told, indent=1))
+        told["seeds"][seed] = one(args.runs / f"{args.of}-{seed}{ending}", data, told["model"])
+        (RESULTS / f"fusion-{args.of}{ending}.json").write_text(json.dumps(told, indent=1))
         print(json.dumps({k: v["ndcg@10"] for k, v in told["seeds"][seed]["test"].items()}))
 
 

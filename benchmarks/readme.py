@@ -131,7 +131,7 @@ def floors() -> str:
 def fusion() -> str:
     """Does a counting prior help? A model, the floor, and their fusion, seed by seed."""
     lines = [
-        "| recall@10, ndcg@10 | the model | sr-graph+text | fusion | chosen |",
+        "| recall@10, ndcg@10 | the model | the floor | fusion | floor, way and weight |",
         "|---|---|---|---|---|",
     ]
     how = []
@@ -139,10 +139,11 @@ def fusion() -> str:
         for seed, row in told["seeds"].items():
             cells = [
                 f"{row['test'][n]['recall@10']:.4f}, {row['test'][n]['ndcg@10']:.4f}"
-                for n in (told["model"], "sr-graph+text", "fusion")
+                for n in (told["model"], row["floor"], "fusion")
             ]
-            chosen = f"{row['how']}, weight {row['weight']}"
-            where = f"{told['data']}, {told['model']}, seed {seed}"
+            chosen = f"{row['floor']}, {row['how']}, {row['weight']}"
+            model = told["model"] + (" from nothing" if told.get("control") else "")
+            where = f"{told['data']}, {model}, seed {seed}"
             lines.append(f"| {where} | {' | '.join(cells)} | {chosen} |")
         how.append(f"`{told['command']}`, {told['hardware']}, commit {told['commit']}")
     return "\n".join([*lines, "", "; ".join(how) + "."])

@@ -69,8 +69,9 @@ def _line(split: str, kind: str, runs: list[dict]) -> str:
     reached = {model: (value, seeds) for model, (_, value, seeds) in chosen.items()}
     name, floor = best_floor(split, metric)
     for told in _fused(split):
-        rows = [row["test"]["fusion"][metric] for row in told["seeds"].values()]
-        reached[f"{told['model']} with {name} as its prior"] = mean(rows), len(rows)
+        rows = list(told["seeds"].values())
+        fused = mean(row["test"]["fusion"][metric] for row in rows)
+        reached[f"{told['model']} with {rows[0]['floor']} as its prior"] = fused, len(rows)
     cells = [
         f"{f'**{model} {value:.4f}**' if value > floor else f'{model} {value:.4f}'} ({seeds})"
         for model, (value, seeds) in sorted(reached.items(), key=lambda one: -one[1][0])
