@@ -138,9 +138,14 @@ OFFICIAL = {"official": True}  # padding as published: in the model, whatever st
 CERTAIN = {"bert4rec": {"last": 1.0}, "hstu": {"embedding_dropout": 0.0}}  # no chance in the loss
 
 
-@pytest.mark.parametrize("name,official", [*((n, {}) for n in LEARNED), ("bsarec", OFFICIAL)])
-def test_packing_and_padding_change_nothing(name, official):
-    recommender, params = made(name, objective="ce", **CERTAIN.get(name, {}), **official)
+FROM_THE_NEWEST = [("sasrec", {"align": "right"}), ("hstu", {"align": "right"})]
+
+
+@pytest.mark.parametrize(
+    "name,fields", [*((n, {}) for n in LEARNED), ("bsarec", OFFICIAL), *FROM_THE_NEWEST]
+)
+def test_packing_and_padding_change_nothing(name, fields):
+    recommender, params = made(name, objective="ce", **CERTAIN.get(name, {}), **fields)
     together = training(name)
     alone = unpacked(together, LENGTH + 3)
     if name == "two_tower":  # users by row number, the same in both

@@ -506,11 +506,17 @@ def test_a_session_of_an_hstu_that_asks_at_its_own_times_reads_each_event_once(t
 
 
 @pytest.mark.parametrize(
-    "name,fields,once", [("mp4sr", {"layers": 2}, True), ("bsarec", {"official": True}, False)]
+    "name,fields,once",
+    [
+        ("mp4sr", {"layers": 2}, True),
+        ("bsarec", {"official": True}, False),
+        ("sasrec", {"align": "right"}, False),
+        ("bert4rec", {}, False),
+    ],
 )
 def test_a_session_gives_the_lists_of_its_history(name, fields, once, tmp_path):
     """Beyond the positions, too. MP4SR reads every stream once; BSARec, whose filter looks ahead,
-    all of it again."""
+    BERT4Rec and what counts positions from the newest event read all of it again."""
     data = zoo.load_data(shop("a", 0), HASHED)
     settings = zoo.Settings(steps=2, batch=4, evaluate_every=2)
     zoo.fit(name, data, tmp_path, settings, width=8, max_len=4, **fields)
