@@ -19,7 +19,7 @@ from zoo.saving import save_again
 from zoo.serve import Pretrained
 
 log = logging.getLogger("zoo")
-GRID = tuple((how, w) for how in ("mixture", "product") for w in (0.5, 1.0, 2.0, 4.0))
+GRID = tuple((how, w) for how in ("mixture", "product") for w in (0.5, 1.0, 2.0, 4.0, 8.0))
 
 
 class WithPrior(NamedTuple):
