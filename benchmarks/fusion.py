@@ -69,7 +69,7 @@ def main() -> None:
     told = {
         "command": f"python benchmarks/fusion.py --data DATA --runs RUNS --of {args.of}{flag}",
         "data": folder,
-        "model": args.of.rsplit("-", 1)[0],
+        "model": args.of.rsplit("-", 1)[0].removesuffix("-to"),
         "control": args.control,
         "protocol": data.split.protocol,
         "split_hash": data.split.hash,
