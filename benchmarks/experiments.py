@@ -154,6 +154,10 @@ TRANSFER: dict[str, dict] = {
 }
 # Words that tell items apart: of 64 columns too few do.
 WORDS = {"data": "amazon-beauty", "options": {"text": "lsa:768"}}
+UNISREC_SEARCH = {  # the paper's dropout is of a trunk of 300 columns; here are 64
+    "light": {"dropout": 0.2},
+    "lighter": {"dropout": 0.1},
+}
 BY_BOTH = {**WORDS, "fields": {"items": "both"}}
 BY_PREFIXES = {**BY_BOTH, "model": "bsarec", "settings": PREFIXES}
 # Semantic ids published with the data, the zoo's own of the titles, and ids that mean nothing. A
@@ -411,6 +415,15 @@ EXPERIMENTS: dict[str, dict] = {
             ("decayed", {"settings": MORE_PREFIXES | {"l2": 1e-4}}),
             ("text", {"options": WORDS["options"], "fields": {"items": "both"}}),
         )
+    },
+    **{
+        f"try-unisrec-{name}": {
+            "model": "unisrec",
+            **INSTRUMENTS,
+            "fields": {"stage": "scratch", **fields},
+            "settings": {**TUNE, "epochs": 8},
+        }
+        for name, fields in UNISREC_SEARCH.items()
     },
     **{f"try-bert4rec-{name}": x for name, x in BERTS.items()},
     "bert4rec-beauty": BERTS["coupled-decayed"],
