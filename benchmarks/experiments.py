@@ -152,12 +152,25 @@ TRANSFER: dict[str, dict] = {
     },
     **{f"{k}-to-sports": x for k, x in carried(SPORTS, {"data": SHOPS}, 0.5, **BY_WORDS).items()},
 }
+# Of UniSRec from nothing and of IDs alone, beside which pretraining is judged. The paper's dropout,
+# .5, is of a trunk of 300 columns; here are 64.
+UNISREC = {
+    "model": "unisrec",
+    **INSTRUMENTS,
+    "fields": {"stage": "scratch"},
+    "settings": {**TUNE, "epochs": 8},
+}
+RATES = {"paper": 0.5, "light": 0.2, "lighter": 0.1}
+DROPOUT_SEARCH = {
+    f"try-{name}-{rate}": run | {"fields": {**run.get("fields", {}), "dropout": RATES[rate]}}
+    for name, run, rates in (
+        ("unisrec", UNISREC, RATES),
+        *((name, TRANSFER[name], ("light",)) for name in TRANSFER if name.startswith("sasrec")),
+    )
+    for rate in rates
+}
 # Words that tell items apart: of 64 columns too few do.
 WORDS = {"data": "amazon-beauty", "options": {"text": "lsa:768"}}
-UNISREC_SEARCH = {  # the paper's dropout is of a trunk of 300 columns; here are 64
-    "light": {"dropout": 0.2},
-    "lighter": {"dropout": 0.1},
-}
 BY_BOTH = {**WORDS, "fields": {"items": "both"}}
 BY_PREFIXES = {**BY_BOTH, "model": "bsarec", "settings": PREFIXES}
 # Semantic ids published with the data, the zoo's own of the titles, and ids that mean nothing. A
@@ -416,15 +429,7 @@ EXPERIMENTS: dict[str, dict] = {
             ("text", {"options": WORDS["options"], "fields": {"items": "both"}}),
         )
     },
-    **{
-        f"try-unisrec-{name}": {
-            "model": "unisrec",
-            **INSTRUMENTS,
-            "fields": {"stage": "scratch", **fields},
-            "settings": {**TUNE, "epochs": 8},
-        }
-        for name, fields in UNISREC_SEARCH.items()
-    },
+    **DROPOUT_SEARCH,
     **{f"try-bert4rec-{name}": x for name, x in BERTS.items()},
     "bert4rec-beauty": BERTS["coupled-decayed"],
     "hstu-sports": {  # as many steps of about as many histories each
