@@ -147,10 +147,25 @@ def _lost_line(name: str, rows: list[dict]) -> str:
 
 
 UNTOLD = ("evaluate_every", "patience")  # of what is set
-# What each trial was to better.
+# What each trial was to better: the longest start of its name says it.
 KEPT = {"hstu": "hstu-beauty", "bert4rec": "bert4rec-beauty", "bce": "sasrec-bce-beauty"}
 KEPT |= {"sports": "sasrec-sports", "sasrec": "sasrec-beauty"}
 KEPT |= {"bsarec": "bsarec-decayed-beauty", "text": "bsarec-text-beauty"}
+KEPT |= {f"sasrec-{data}": f"transfer/sasrec-{data}" for data in ("instruments", "movies")}
+KEPT |= {"unisrec": "transfer/unisrec-instruments"}  # which is from nothing: its control
+
+
+def _kept(trial: str) -> tuple[str, float] | None:
+    """What a trial was to better, and what that reached on validation."""
+    starts = [k for k in KEPT if trial.startswith(f"try-{k}-")]
+    if not starts or "tiktok" in trial:
+        return None
+    name = KEPT[max(starts, key=len)]
+    row = load(name)["rows"][0]
+    called = name.split("/")[-1]
+    if trial.startswith("try-unisrec"):
+        called, row = f"{called}, from nothing", row["control"]
+    return called, row["valid"]["ndcg@10"]
 
 
 def tried() -> str:
@@ -158,13 +173,13 @@ def tried() -> str:
     lines = ["| trial | what is set | validation ndcg@10 | kept | its | commit |"]
     lines += ["|---|---|---|---|---|---|"]
     for row in load("searches") or []:
-        if (kept := KEPT.get(row["name"].split("-")[1])) is None or "tiktok" in row["name"]:
+        if (kept := _kept(row["name"])) is None:
             continue
-        made, its = row["experiment"], load(kept)["rows"][0]["valid"]["ndcg@10"]
+        made, (name, its) = row["experiment"], kept
         given = {**made.get("fields", {}), **made["settings"]}
         given = ", ".join(f"{k} {v}" for k, v in given.items() if k not in UNTOLD)
         lines.append(
-            f"| {row['name']} | {given} | {row['valid']['ndcg@10']:.4f} | {kept} | {its:.4f} | "
+            f"| {row['name']} | {given} | {row['valid']['ndcg@10']:.4f} | {name} | {its:.4f} | "
             f"{commits([row])} |"
         )
     how = "`python benchmarks/reach.py TRIAL --data FOLDER --seeds 0`; AMD EPYC, 2 cores."
