@@ -18,6 +18,7 @@ from pipelines.sources import from_arrays
 from zoo.fitting import Run
 from zoo.flops import matmul_flops
 from zoo.mesh import make_mesh
+from zoo.settings import identity
 
 STEPS, EVERY = 60, 6
 
@@ -125,6 +126,10 @@ def test_a_field_of_another_default_than_older_runs_had_is_another_run(tmp_path)
         zoo.fit("bert4rec", data, tmp_path / "old", settings, **small)
     with pytest.raises(ValueError, match="counted from the left, this model's from the right"):
         zoo.fit("bert4rec", data, None, settings, graft=tmp_path / "old", **small)
+
+    fields = lambda model, **given: identity(model, given, data.split, settings)["fields"]  # noqa: E731
+    assert fields("unisrec") == {"dropout": 0.1}  # runs that do not say so had .5
+    assert fields("unisrec", dropout=0.5) == {}
 
 
 def test_rows_of_several_widths_have_an_executable_each_and_resume(tmp_path):

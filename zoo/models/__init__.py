@@ -269,8 +269,8 @@ def reads_codes(name: str, chosen: dict[str, Any]) -> bool:
 
 
 def older(name: str) -> dict[str, Any]:
-    """What fields of the model meant that its bundles did not name yet, where that is not the
-    default."""
+    """What fields of the model meant that older runs and bundles leave unsaid, where that is not
+    the default."""
     return getattr(importlib.import_module(entry(name).home), "OLDER", {})
 
 

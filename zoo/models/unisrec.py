@@ -51,6 +51,7 @@ TRAINABLE: dict[str, tuple[str, ...]] = {
 }
 FROM_NOTHING = {"transductive": "scratch", "inductive": "content"}
 STAGES_WITH_ID = ("transductive", "scratch")
+OLDER = {"dropout": 0.5}  # the paper's, of runs from before 64 columns had one of their own
 COMBINE = ("sum", "concat")
 INPUTS = ("content", "codes")
 
