@@ -152,19 +152,23 @@ TRANSFER: dict[str, dict] = {
     },
     **{f"{k}-to-sports": x for k, x in carried(SPORTS, {"data": SHOPS}, 0.5, **BY_WORDS).items()},
 }
-# Of UniSRec from nothing and of IDs alone, beside which pretraining is judged. The paper's dropout,
-# .5, is of a trunk of 300 columns; here are 64.
-UNISREC = {
-    "model": "unisrec",
-    **INSTRUMENTS,
-    "fields": {"stage": "scratch"},
-    "settings": {**TUNE, "epochs": 8},
+# Of what pretraining is judged by, from nothing. UniSRec's dropout in the paper, .5, is of a trunk
+# of 300 columns; here are 64.
+FROM_NOTHING = {
+    model: {
+        "model": model,
+        **INSTRUMENTS,
+        "fields": {"stage": stage},
+        "settings": {**TUNE, "epochs": 8},
+    }
+    for model, stage in (("unisrec", "scratch"), ("mp4sr", "finetune"))
 }
 RATES = {"paper": 0.5, "light": 0.2, "lighter": 0.1}
 DROPOUT_SEARCH = {
     f"try-{name}-{rate}": run | {"fields": {**run.get("fields", {}), "dropout": RATES[rate]}}
     for name, run, rates in (
-        ("unisrec", UNISREC, RATES),
+        ("unisrec", FROM_NOTHING["unisrec"], RATES),
+        ("mp4sr", FROM_NOTHING["mp4sr"], ("lighter",)),  # .2 by default
         *((name, TRANSFER[name], ("light",)) for name in TRANSFER if name.startswith("sasrec")),
     )
     for rate in rates

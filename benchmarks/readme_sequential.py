@@ -152,7 +152,8 @@ KEPT = {"hstu": "hstu-beauty", "bert4rec": "bert4rec-beauty", "bce": "sasrec-bce
 KEPT |= {"sports": "sasrec-sports", "sasrec": "sasrec-beauty"}
 KEPT |= {"bsarec": "bsarec-decayed-beauty", "text": "bsarec-text-beauty"}
 KEPT |= {f"sasrec-{data}": f"transfer/sasrec-{data}" for data in ("instruments", "movies")}
-KEPT |= {"unisrec": "transfer/unisrec-instruments"}  # which is from nothing: its control
+FROM_NOTHING = ("unisrec", "mp4sr")  # beside their controls
+KEPT |= {model: f"transfer/{model}-instruments" for model in FROM_NOTHING}
 
 
 def _kept(trial: str) -> tuple[str, float] | None:
@@ -163,7 +164,7 @@ def _kept(trial: str) -> tuple[str, float] | None:
     name = KEPT[max(starts, key=len)]
     row = load(name)["rows"][0]
     called = name.split("/")[-1]
-    if trial.startswith("try-unisrec"):
+    if trial.split("-")[1] in FROM_NOTHING:
         called, row = f"{called}, from nothing", row["control"]
     return called, row["valid"]["ndcg@10"]
 
