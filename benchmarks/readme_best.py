@@ -1,6 +1,7 @@
 """The README's first table: on each split, the best floor and the best run of every model."""
 
 import json
+import re
 from statistics import mean
 
 from kept import RESULTS, best_floor, fusions, load
@@ -23,9 +24,10 @@ def best() -> str:
     order = lambda s: (place.get(runs[s][0]["experiment"]["data"], len(ORDER)), s)  # noqa: E731
     lines += [_line(split, kinds[split], runs[split]) for split in sorted(shown, key=order)]
     how = (
-        "Of several runs of a model the one that is best on validation; its mean over seeds, "
-        "(n): how many. **Bold**: above the floor. Protocols, spreads, hardware, commands and "
-        "commits: [every table](benchmarks/results/README.md)."
+        "Of several runs of a model the one that is best on validation, by its name in "
+        "[every table](benchmarks/results/README.md), where protocols, spreads, hardware, commands "
+        "and commits stand; its mean over seeds, (n): how many. **Bold**: above the floor. +: with "
+        "that floor as its prior."
     )
     return "\n".join([*lines, "", how])
 
@@ -38,9 +40,17 @@ def _runs() -> dict[str, list[dict]]:
         told = json.loads(path.read_text())
         if "experiment" in told:
             own = found.setdefault(told["split_hash"], [])
+            own.append({**told, "name": _named(path.stem)})
             controls = [row["control"] for row in told["rows"] if "control" in row]
-            own += [told, *([{**told, "rows": controls}] if controls else [])]
+            if controls:
+                own.append({**told, "name": _named(path.stem, True), "rows": controls})
     return found
+
+
+def _named(experiment: str, control: bool = False) -> str:
+    """An experiment's name without its data's, which stand in the line."""
+    name = re.sub(r"(-to)?-(beauty|sports|instruments|movies|tiktok|ml-100k|baby)$", "", experiment)
+    return f"{name}, from nothing" if control else name
 
 
 def _fused(split: str, metric: str) -> list[dict]:
@@ -71,22 +81,23 @@ def _line(split: str, kind: str, runs: list[dict]) -> str:
         if told["experiment"].get("content") is None and on_valid > chosen.get(model, (0,))[0]:
             chosen[model] = (
                 on_valid,
-                mean(r["test"][metric] for r in told["rows"]),
-                len(told["rows"]),
+                told["name"],
+                (mean(r["test"][metric] for r in told["rows"]), len(told["rows"])),
             )
-    reached = {model: (value, seeds) for model, (_, value, seeds) in chosen.items()}
+    reached = {name: value for _, name, value in chosen.values()}
     name, floor = best_floor(split, metric)
     for told in _fused(split, metric):
         rows = list(told["seeds"].values())
         fused = mean(row["test"]["fusion"][metric] for row in rows)
-        reached[f"{told['model']} with {rows[0]['floor']} as its prior"] = fused, len(rows)
+        called = _named(told["model"], told.get("control", False))
+        reached[f"{called} + {rows[0]['floor']}"] = fused, len(rows)
     cells = [
-        f"{f'**{model} {value:.4f}**' if value > floor else f'{model} {value:.4f}'} ({seeds})"
-        for model, (value, seeds) in sorted(reached.items(), key=lambda one: -one[1][0])
+        f"{f'**{name} {value:.4f}**' if value > floor else f'{name} {value:.4f}'} ({seeds})"
+        for name, (value, seeds) in sorted(reached.items(), key=lambda one: -one[1][0])
     ]
     data = NAMES.get(experiment["data"], experiment["data"])
     part = (experiment.get("options") or {}).get("part", "")
     called = f"{data} {part}".strip()
     return (
-        f"| {called} | {kind} `{split[:8]}` | {metric} | {name} {floor:.4f} | {', '.join(cells)} |"
+        f"| {called} | {kind} `{split[:8]}` | {metric} | {name} {floor:.4f} | {' · '.join(cells)} |"
     )

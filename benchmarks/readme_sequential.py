@@ -171,7 +171,7 @@ def _kept(trial: str) -> tuple[str, float] | None:
 
 def tried() -> str:
     """Settings of next-item models that were tried on validation, beside those that were kept."""
-    lines = ["| trial | what is set | validation ndcg@10 | kept | its | commit |"]
+    lines = ["| trial | what is set | validation ndcg@10 | beside | its | commit |"]
     lines += ["|---|---|---|---|---|---|"]
     for row in load("searches") or []:
         if (kept := _kept(row["name"])) is None:

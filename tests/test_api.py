@@ -1,17 +1,22 @@
 """The doors: fit, save, load back, recommend and evaluate, from Python and from the shell."""
 
 import json
+import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import zoo
 from checkpoints.hub import shipped
+from pipelines.datasets.three_tables import builder_class
 from pipelines.schema import DataError
 from pipelines.sources import from_arrays
 from zoo.cli import main
 from zoo.models import MODELS, entry, fields
+from zoo.models.unisrec import TRAINABLE
+from zoo.optim import SCHEDULES
 from zoo.prior import prior_of, save_with_prior, with_prior
 
 N_ITEMS = 40
@@ -298,6 +303,19 @@ def test_a_prior_has_the_rows_of_its_model(run):
     assert there.metric == "ndcg@10" and there.alone == pytest.approx(here.alone)
 
 
+def test_a_model_that_its_prior_does_better_without_is_told(run, caplog):
+    _, fitted, seen = run
+    fresh = jax.tree.map(jnp.zeros_like, fitted.params)
+    grid, known = (("mixture", 0.01),), {"floor": "popularity", "max_len": 16}
+    with_prior((fitted.recommender, fitted.params), seen, fitted.catalogue, grid=grid, **known)
+    assert "the model does not help" not in caplog.text
+    known["floor"] = "markov"
+    both = with_prior((fitted.recommender, fresh), seen, fitted.catalogue, grid=grid, **known)
+    assert both.floor_alone > both.alone
+    assert both.grid["mixture 0.01"] <= both.floor_alone
+    assert "the model does not help: validation ndcg@10" in caplog.text
+
+
 def test_a_prior_counts_the_split_of_its_model(bundle):
     other = zoo.load_data(data().dataset, zoo.DataOptions(tie_seed=0, split="global-time"))
     with pytest.raises(ValueError, match="has to count the same one"):
@@ -348,7 +366,7 @@ def test_command_line(run, tmp_path, capsys):
         k: both["prior"][k] for k in ("floor", "weight")
     }
     again = said(capsys, "evaluate", str(tmp_path / "fused"), "--data", str(folder), *words[:2])
-    assert again["metrics"] == both["metrics"]
+    assert again["metrics"] == both["metrics"] and again["prior"]["floor"] == "sr-graph+text"
     told = said(capsys, "train", "markov", "--data", str(folder), "--out", str(tmp_path / "m"))
     assert told["best"]["recall@10"] > 0.7
     listed = said(capsys, "recommend", str(out), "--history", "item-03,item-04", "--k", "3")
@@ -401,6 +419,32 @@ def test_help_is_help(command, capsys):
     except SystemExit as end:
         assert end.code == 0
     assert "usage" in capsys.readouterr().out
+
+
+def test_help_says_what_every_option_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "unisrec", "--help"])
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Evaluations without a better one before stopping. (default: 5)" in told
+    assert all(name in told for name in SCHEDULES)
+    assert all(f"`{stage}`" in told for stage in TRAINABLE), "of the constructor's docstring"
+
+
+def test_a_folder_of_another_run_is_refused_before_compiling(run, monkeypatch):
+    def compiled(self):
+        raise AssertionError("compiled first")
+
+    monkeypatch.setattr("zoo.stepper.Stepper.compile", compiled)
+    with pytest.raises(ValueError, match="holds another run"):
+        zoo.fit("sasrec", data(), run[0], zoo.Settings(steps=1), width=8)
+
+
+def test_a_package_that_lacks_is_one_clear_message(tmp_path, monkeypatch, capsys):
+    (tmp_path / "interactions.csv").write_text("user_id,item_id\na,b\n")
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    builder_class.cache_clear()
+    assert main(["data", "prepare", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "pip install 'mmrec-zoo[data]'" in capsys.readouterr().err
 
 
 def test_mesh_that_does_not_fit_is_told(capsys, tmp_path):

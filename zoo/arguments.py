@@ -1,6 +1,7 @@
 """The options of the shell's commands: which data, which mesh, and a model's own fields."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def train_args(model: str, **preset: Any) -> type:
     preset: other defaults of the model's fields.
     """
     from zoo.encoders.small import Encoding
-    from zoo.models import fields
+    from zoo.models import entry, fields
     from zoo.settings import Settings, settings_for
 
     family = dataclasses.asdict(settings_for(model))
@@ -99,7 +100,8 @@ def train_args(model: str, **preset: Any) -> type:
         (k, kind, dataclasses.field(default=preset.get(k, v)))
         for k, (kind, v) in fields(model).items()
     ]
-    model_args = dataclasses.make_dataclass("ModelArgs", chosen, frozen=True)
+    told = {"__doc__": inspect.getdoc(entry(model).constructor())}
+    model_args = dataclasses.make_dataclass("ModelArgs", chosen, frozen=True, namespace=told)
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class TrainArgs(DataArgs, settings_args):

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         keep_freed_memory()
     try:
         return globals()[f"_{argv[0]}"](argv[1:])
-    except (ValueError, OSError, RuntimeError, LookupError, ArithmeticError) as error:
+    except (ValueError, OSError, RuntimeError, LookupError, ArithmeticError, ImportError) as error:
         print(f"zoo {argv[0]}: {error}", file=sys.stderr)
         return 2
 
@@ -96,7 +96,7 @@ def _evaluate(argv: list[str]) -> int:
 
     bundle = api.from_pretrained(name)
     data = api.load_data(args.data, args.options(bundle.data_options()))
-    model, prior = bundle, {}
+    model, prior = bundle, {k: v for k, v in bundle.config.items() if k == "prior"}
     options = {"mask": not args.no_mask, "batch": args.batch}
     if args.prior:
         from zoo.prior import prior_of, reading

@@ -20,6 +20,7 @@ def floors_command(argv: list[str]) -> int:
 
     args = parse(FloorsArgs, argv, "floors", "popularity, counting and EASE on the same protocol")
     from zoo import api
+    from zoo.counted import SERVED
 
     data = api.load_data(args.data, args.options())
     table = api.floors(data, args.only or None, mask=not args.no_mask)
@@ -31,7 +32,9 @@ def floors_command(argv: list[str]) -> int:
     tell(result | ({"missing": missing} if missing else {}), False)
     by = "ndcg@10" if data.split.ordered else "recall@20"
     best = sorted(table.items(), key=lambda one: -one[1]["validation"][by])
-    rows = [[k, row["validation"][by], *(row["metrics"][m] for m in SHOWN)] for k, row in best]
+    called = {k: k if k in SERVED else f"{k} (table only)" for k in table}
+    cells = [[row["validation"][by], *(row["metrics"][m] for m in SHOWN)] for _, row in best]
+    rows = [[called[k], *own] for (k, _), own in zip(best, cells, strict=True)]
     return show(("floor", f"valid {by}", *SHOWN), rows)
 
 
@@ -89,7 +92,7 @@ def fuse_command(name: str, argv: list[str]) -> int:
     claim(args.out, {**mine, "split": data.split.hash})
     both = prior_of(bundle, data, None if args.floor == "auto" else args.floor, args.keep)
     folder = save_with_prior(args.out / "bundle", bundle, data, both)
-    names = ("floor", "chosen", "how", "weight", "metric", "alone", "grid")
+    names = ("floor", "chosen", "how", "weight", "metric", "alone", "floor_alone", "grid")
     told = {k: getattr(both, k) for k in names}
     return tell({"bundle": str(folder), **told}, args.json)
 

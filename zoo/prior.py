@@ -33,6 +33,7 @@ class WithPrior(NamedTuple):
     weight: float
     metric: str  # what chose
     alone: float  # the model without, on the same events
+    floor_alone: float  # the floor without
     grid: dict[str, float]  # with every way and weight
 
 
@@ -51,8 +52,8 @@ def with_prior(
     floor None: the graph of what follows what (of sets: of what goes together), spread over text
     neighbours where there is text. chosen: the floor's fields; None: chosen on validation.
     The way and weight are the best of `grid` on `events` validation events, which may all be worse
-    than the model alone: a warning says so. The weight is not learned in training: there the floor
-    has counted the very transition that it would predict.
+    than the model or the floor alone: a warning says so. The weight is not learned in training:
+    there the floor has counted the very transition that it would predict.
     """
     recommender, params = model
     floor = floor or default_floor(data)
@@ -64,11 +65,14 @@ def with_prior(
     ways = {how: fuse(recommender, counts, how=how) for how, _ in grid}
     seen = {(how, w): value((ways[how], both | {"weight": jnp.float32(w)})) for how, w in grid}
     how, weight = max(seen, key=seen.get)
-    if (alone := value(model)) >= seen[how, weight]:
-        log.warning("the prior does not help: validation %s %.4f alone", metric, alone)
+    alone, floor_alone = value(model), value((counts, table))
+    for what, without in (("prior", alone), ("model", floor_alone)):
+        if without >= seen[how, weight]:
+            told = "the %s does not help: validation %s %.4f together, %.4f without"
+            log.warning(told, what, metric, seen[how, weight], without)
     told = {f"{h} {w}": found for (h, w), found in seen.items()}
     joined = fuse(recommender, counts, weight, how)
-    return WithPrior(joined, both, floor, chosen, how, weight, metric, alone, told)
+    return WithPrior(joined, both, floor, chosen, how, weight, metric, alone, floor_alone, told)
 
 
 def prior_of(

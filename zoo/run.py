@@ -84,10 +84,11 @@ def run_through(run: Any, out: str | Path | None, mine: dict[str, Any], report) 
     Run has them. mine: what makes the run the one that it is.
     """
     s = run.settings
+    if out is not None:
+        claim(Path(out), mine)  # before minutes of compiling: a folder of another run is refused
     run.stepper.compile()
     if out is None:
         return _loop(run, run.stepper.fresh(), Progress(s.select, s.patience), report)
-    claim(Path(out), mine)
     with Store(out) as store:
         state, progress = _resume(run, store)
         return _loop(run, state, progress, report, store)

@@ -22,25 +22,42 @@ COUNTS = ("epochs", "batch", "accumulate", "evaluate_every", "evaluate_batch", "
 class Settings:
     """How to train; a step is one batch of packed rows."""
 
-    steps: int | None = None  # None: epochs x batches an epoch
-    flops: float | None = None  # in place of steps: a budget of operations, of matrix products
+    steps: int | None = None
+    """Steps of the optimizer; None: epochs x batches an epoch."""
+    flops: float | None = None
+    """In place of steps: a budget of operations, of matrix products."""
     epochs: int = 40
-    batch: int = 32  # packed rows a step; of narrower rows more, for as many columns
+    batch: int = 32
+    """Packed rows a step; of narrower rows more, for as many columns."""
     rate: float = 2e-3
+    """The highest learning rate."""
     warmup: int = 0
+    """Steps in which the rate rises to it."""
     schedule: str = "constant"
-    weight_decay: float = 0.0  # after Adam has scaled the gradient (AdamW)
-    l2: float = 0.0  # times the parameter, added to its gradient before (PyTorch's Adam)
-    b2: float = 0.999  # Adam's, of squared gradients
+    """The rate after that: constant, cosine, linear or inverse-sqrt."""
+    weight_decay: float = 0.0
+    """After Adam has scaled the gradient (AdamW)."""
+    l2: float = 0.0
+    """Times the parameter, added to its gradient before (PyTorch's Adam)."""
+    b2: float = 0.999
+    """Adam's, of squared gradients."""
     clip: float | None = None
-    accumulate: int = 1  # batches whose gradients are averaged before a step of the optimizer
-    rates: tuple[tuple[str, float], ...] = ()  # (regex of names, times the rate), first match wins
+    """The largest norm of the gradient."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged before a step of the optimizer."""
+    rates: tuple[tuple[str, float], ...] = ()
+    """Pairs: a regex of parameter names, times the rate; first match wins."""
     seed: int = 0
-    evaluate_every: int | None = None  # steps; None: one epoch, but at least five times a run
-    patience: int = 5  # evaluations without a better one before stopping
-    select: str = "ndcg@10"  # the validation metric that chooses the parameters
+    evaluate_every: int | None = None
+    """Steps between evaluations; None: one epoch, but at least five times a run."""
+    patience: int = 5
+    """Evaluations without a better one before stopping."""
+    select: str = "ndcg@10"
+    """The validation metric that chooses the parameters."""
     evaluate_batch: int = 512
-    dispatch: int | None = 1  # steps a dispatch, rows of one width if not 1; None: an epoch
+    """Events at a time in an evaluation."""
+    dispatch: int | None = 1
+    """Steps a dispatch, rows of one width if not 1; None: an epoch."""
 
     def __post_init__(self) -> None:
         given = {k: v for k, v in asdict(self).items() if v is not None}

@@ -180,8 +180,8 @@ class HSTUTrunk(nn.Module):
         if "times" not in batch:
             raise ValueError(
                 "this hstu reads when things happened and the batch has no 'times': give the "
-                "times of the history, use data with timestamps, or build it with "
-                "time_bias='none'."
+                "times of the history (zoo recommend --times), use data with timestamps, or build "
+                "it with time_bias='none'."
             )
         asked = batch["times" if self.time_bias == "self" else "target_times"]
         clock = {} if memory is None else {"times": remembered(memory, "times", batch["times"])}
