@@ -63,10 +63,12 @@ def minutes(rows: list[dict]) -> float:
 
 
 def stratum(row: dict, cold: bool) -> float:
-    """recall@10 over the events whose item training never saw, or over the others."""
+    """recall@10 over the events whose item training never saw, or over the others; nan of none."""
     part = row["strata"]["target count 0"]
     n0, r0 = part["events"], part.get("recall@10", 0.0)
     if cold:
         return r0
     n = sum(s["events"] for name, s in row["strata"].items() if name.startswith("target"))
+    if n == n0:
+        return float("nan")
     return (row["test"]["recall@10"] * n - r0 * n0) / (n - n0)

@@ -1,6 +1,7 @@
 """Blocks of the sequential family: speed beside others, long histories, what is carried over."""
 
 import json
+import math
 
 from kept import RESULTS, commits, load, minutes, spread, stratum, summary, verdict
 
@@ -129,10 +130,11 @@ def _transfer_line(name: str, told: dict, rows: list[dict]) -> str:
     r10, n10 = (spread(totals[k], seeds) for k in ("recall@10", "ndcg@10"))
     warm, cold = (mean(lambda row, c=c: stratum(row, c)) for c in (False, True))
     short = mean(lambda row: row["strata"]["history <=5"].get("recall@10", 0.0))
+    parts = ", ".join("–" if math.isnan(x) else f"{x:.4f}" for x in (warm, cold, short))
     unmasked = mean(lambda row: row["test_unmasked"]["ndcg@10"])
     computed = mean(lambda row: row["flops"] + row.get("pretrain_flops", 0.0)) / 1e12
     return (
-        f"| {name} | {r10} | {n10} | {unmasked:.4f} | {warm:.4f}, {cold:.4f}, {short:.4f} | "
+        f"| {name} | {r10} | {n10} | {unmasked:.4f} | {parts} | "
         f"{verdict({**told, 'summary': totals})} | {computed:,.0f} | {seeds} | "
         f"{minutes(rows):.0f} min | {commits(rows)} |"
     )
