@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from experiments import EXPERIMENTS
-from kept import rows_of_floors
+from kept import rows_of_floors, without_data
 from reach import COMMIT, RESULTS, hardware
 
 from zoo import api
@@ -69,7 +69,7 @@ def main() -> None:
     told = {
         "command": f"python benchmarks/fusion.py --data DATA --runs RUNS --of {args.of}{flag}",
         "data": folder,
-        "model": args.of.rsplit("-", 1)[0].removesuffix("-to"),
+        "model": without_data(args.of),
         "control": args.control,
         "protocol": data.split.protocol,
         "split_hash": data.split.hash,

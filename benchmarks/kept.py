@@ -1,6 +1,7 @@
 """What benchmarks/results keeps: reading it, and the best floor on a split."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,11 @@ def summary(rows: list[dict]) -> dict[str, list[float]]:
     """Mean and standard deviation of the test metrics over seeds."""
     values = {k: [row["test"][k] for row in rows] for k in rows[0]["test"]}
     return {k: [float(np.mean(v)), float(np.std(v))] for k, v in values.items()}
+
+
+def without_data(experiment: str) -> str:
+    """An experiment's name without its data's: mp4sr-to-sports is mp4sr."""
+    return re.sub(r"(-to)?-(beauty|sports|instruments|movies|tiktok|ml-100k|baby)$", "", experiment)
 
 
 def spread(pair: list[float], seeds: int) -> str:

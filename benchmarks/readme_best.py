@@ -1,13 +1,13 @@
 """The README's first table: on each split, the best floor and the best run of every model."""
 
 import json
-import re
 from statistics import mean
 
-from kept import RESULTS, best_floor, fusions, load
+from kept import RESULTS, best_floor, fusions, load, without_data
 
 NAMES = {"tiktok": "tiktok (image, audio)", "ml-latest-small": "ml-latest-small (posters, words)"}
 METRICS = {"leave-one-out": "ndcg@10", "global-time": "ndcg@10", "labels": "recall@20"}
+FROM_NOTHING = ", from nothing"  # a control
 ORDER = ("amazon-beauty", "amazon-sports", "ml-latest-small", "tiktok", "ml-100k", "amazon-graph")
 
 
@@ -39,18 +39,11 @@ def _runs() -> dict[str, list[dict]]:
     for path in (path for folder in folders for path in RESULTS.glob(f"{folder}*.json")):
         told = json.loads(path.read_text())
         if "experiment" in told:
-            own = found.setdefault(told["split_hash"], [])
-            own.append({**told, "name": _named(path.stem)})
-            controls = [row["control"] for row in told["rows"] if "control" in row]
-            if controls:
-                own.append({**told, "name": _named(path.stem, True), "rows": controls})
+            name, own = without_data(path.stem), found.setdefault(told["split_hash"], [])
+            own.append({**told, "name": name})
+            if controls := [row["control"] for row in told["rows"] if "control" in row]:
+                own.append({**told, "name": f"{name}{FROM_NOTHING}", "rows": controls})
     return found
-
-
-def _named(experiment: str, control: bool = False) -> str:
-    """An experiment's name without its data's, which stand in the line."""
-    name = re.sub(r"(-to)?-(beauty|sports|instruments|movies|tiktok|ml-100k|baby)$", "", experiment)
-    return f"{name}, from nothing" if control else name
 
 
 def _fused(split: str, metric: str) -> list[dict]:
@@ -89,7 +82,7 @@ def _line(split: str, kind: str, runs: list[dict]) -> str:
     for told in _fused(split, metric):
         rows = list(told["seeds"].values())
         fused = mean(row["test"]["fusion"][metric] for row in rows)
-        called = _named(told["model"], told.get("control", False))
+        called = told["model"] + (FROM_NOTHING if told.get("control") else "")
         reached[f"{called} + {rows[0]['floor']}"] = fused, len(rows)
     cells = [
         f"{f'**{name} {value:.4f}**' if value > floor else f'{name} {value:.4f}'} ({seeds})"

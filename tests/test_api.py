@@ -379,6 +379,8 @@ def test_command_line(run, tmp_path, capsys):
     floors = said(capsys, "floors", "--data", str(folder), "--only", "popularity", "markov")
     assert floors["floors"]["markov"]["metrics"]["recall@10"] > 0.7
     assert floors["floors"]["popularity"]["metrics"]["recall@10"] < 0.5
+    assert main(["floors", "--data", str(folder), "--only", "markov", "knn+markov"]) == 0
+    assert capsys.readouterr().out.count("(table only)") == 1, "markov serves"
     trained = said(
         capsys, "train", "sasrec", "--data", str(folder), "--out", str(tmp_path / "run"),
         "--steps", "4", "--batch", "8", "--model.width", "8", "--objective", "bce",

@@ -25,6 +25,7 @@ COMMANDS = {
     "models": "list the models, their papers and fields",
     "data": "data describe | validate | prepare DIR",
 }
+MENDED = (ValueError, OSError, RuntimeError, LookupError, ArithmeticError, ModuleNotFoundError)
 TRAIN = ("quickstart", "train", "pretrain")
 
 
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         keep_freed_memory()
     try:
         return globals()[f"_{argv[0]}"](argv[1:])
-    except (ValueError, OSError, RuntimeError, LookupError, ArithmeticError, ImportError) as error:
+    except MENDED as error:
         print(f"zoo {argv[0]}: {error}", file=sys.stderr)
         return 2
 
@@ -96,7 +97,7 @@ def _evaluate(argv: list[str]) -> int:
 
     bundle = api.from_pretrained(name)
     data = api.load_data(args.data, args.options(bundle.data_options()))
-    model, prior = bundle, {k: v for k, v in bundle.config.items() if k == "prior"}
+    model, prior = bundle, bundle.config.get("prior")
     options = {"mask": not args.no_mask, "batch": args.batch}
     if args.prior:
         from zoo.prior import prior_of, reading
@@ -104,11 +105,11 @@ def _evaluate(argv: list[str]) -> int:
         both = prior_of(bundle, data, None if args.prior == "auto" else args.prior)
         model = (both.recommender, both.params)
         options |= {"catalogue": bundle.catalogue, "max_len": reading(bundle, data)}
-        prior = {"prior": {k: getattr(both, k) for k in ("floor", "chosen", "how", "weight")}}
+        prior = both.told
     result = api.evaluate(model, data, args.split, **options)
     told = {
         "model": bundle.config["model"],
-        **prior,
+        **({"prior": prior} if prior else {}),
         "split": args.split,
         "protocol": data.split.protocol,
         "split_hash": data.split.hash,

@@ -32,9 +32,8 @@ def floors_command(argv: list[str]) -> int:
     tell(result | ({"missing": missing} if missing else {}), False)
     by = "ndcg@10" if data.split.ordered else "recall@20"
     best = sorted(table.items(), key=lambda one: -one[1]["validation"][by])
-    called = {k: k if k in SERVED else f"{k} (table only)" for k in table}
-    cells = [[row["validation"][by], *(row["metrics"][m] for m in SHOWN)] for _, row in best]
-    rows = [[called[k], *own] for (k, _), own in zip(best, cells, strict=True)]
+    best = [(k if k in SERVED else f"{k} (table only)", row) for k, row in best]
+    rows = [[k, row["validation"][by], *(row["metrics"][m] for m in SHOWN)] for k, row in best]
     return show(("floor", f"valid {by}", *SHOWN), rows)
 
 

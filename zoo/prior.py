@@ -36,6 +36,12 @@ class WithPrior(NamedTuple):
     floor_alone: float  # the floor without
     grid: dict[str, float]  # with every way and weight
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """As a bundle's config.json and `zoo evaluate` have it."""
+        names = {"floor": "floor", "fields": "chosen", "how": "how", "weight": "weight"}
+        return {told: getattr(self, name) for told, name in names.items()}
+
 
 def with_prior(
     model: tuple[Recommender, Any],
@@ -126,8 +132,7 @@ def save_with_prior(
     folder: str | Path, bundle: Pretrained, data: api.Data, both: WithPrior
 ) -> Path:
     """The bundle again, with its prior inside; serves by itself."""
-    told = {"floor": both.floor, "fields": both.chosen, "how": both.how, "weight": both.weight}
-    config = bundle.config | {"prior": told, "max_len": reading(bundle, data)}
+    config = bundle.config | {"prior": both.told, "max_len": reading(bundle, data)}
     known = (both.recommender, both.params)
     kept = {"catalogue": bundle.catalogue, "max_len": config["max_len"]}
     scores = {"valid": api.evaluate(known, data, "valid", **kept).metrics}
