@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 
+from zoo.flops import matmul_flops
 from zoo.items import Items
 from zoo.layers import Dropout, Stack, Trunk, segment_mask
+from zoo.models.bsarec import BSARecTrunk
+from zoo.models.hstu import HSTUTrunk
 
 HIGHEST = jax.default_matmul_precision("highest")
 
@@ -142,6 +145,42 @@ def test_packed_equals_alone(fields):
     packed = trunk.apply(params, x, batch)
     alone = {k: v[:1, 3:7] for k, v in batch.items()}
     np.testing.assert_allclose(trunk.apply(params, x[:1, 3:7], alone)[0], packed[0, 3:7], atol=2e-6)
+
+
+TRUNKS = {
+    **{f["kind"]: Trunk(12, stack=Stack(2, **f)) for f in KINDS},
+    "remat": Trunk(12, stack=Stack(2, remat=True)),
+    "scan": Trunk(12, stack=Stack(2, scan=True)),
+    "no layers": Trunk(12, stack=Stack(0)),
+    "both ways": Trunk(12, stack=Stack(1, "post"), causal=False),
+    "bsarec": BSARecTrunk(12, dropout=0.0),
+    "bsarec official": BSARecTrunk(12, dropout=0.0, official=True),
+    "hstu": HSTUTrunk(12, time_bias="none"),
+}
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_columns_are_those_of_the_whole_and_cost_less(name):
+    """Values and gradients, a column asked for twice among them."""
+    trunk, (*_, x, batch) = TRUNKS[name], trunk_and_input(kind="pre")
+    params = jax.jit(trunk.init)(jax.random.key(0), x, batch)
+    columns = jnp.array([[2, 6, 6], [1, 0, 0]])
+
+    def whole(params, x):
+        h = trunk.apply(params, x, batch)
+        return jnp.take_along_axis(h, columns[:, :, None], axis=1)
+
+    def own(params, x):
+        return trunk.apply(params, x, batch, columns=columns)
+
+    def summed(states):
+        return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(states(*a))), (0, 1)))
+
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)  # noqa: E731
+    same(own(params, x), whole(params, x))
+    jax.tree.map(same, summed(own)(params, x), summed(whole)(params, x))
+    cost = [matmul_flops(jax.make_jaxpr(f)(params, x)) for f in (own, whole)]
+    assert cost[0] <= cost[1] if name in ("scan", "no layers", "hstu") else cost[0] < 0.9 * cost[1]
 
 
 def test_remat_and_scan_change_nothing():

@@ -70,8 +70,9 @@ def prompt(
     (prompt tuning, arXiv 2104.08691).
 
     The stack is a module with `where` in its path, called as (x, mask bool[b or 1,1,l or 1,l],
-    ...). Every query sees the prompt. Where one mask serves all queries (text encoders) the
-    prompt sees what they see; else, behind a causal or segment mask, it sees itself alone.
+    ..., columns=int[b,s] or None). Every query sees the prompt. Where one mask serves all queries
+    (text encoders) the prompt sees what they see; else, behind a causal or segment mask, it sees
+    itself alone.
     Rows ~ N(0, .02): the outputs change from the start. Nothing is read incrementally. Raises
     ValueError for fewer tokens than 1 and, at init, where no module, or two, have such a path.
     """
@@ -91,6 +92,8 @@ def prompt(
         x, mask, *rest = args
         rows = jnp.broadcast_to(own["tokens"].astype(x.dtype)[None], (len(x), *own["tokens"].shape))
         x = jnp.concatenate([rows, x], axis=1)
+        if (columns := kwargs.get("columns")) is not None:  # it gives them alone
+            return run(x, _wider(mask, tokens), *rest, **kwargs | {"columns": columns + tokens})
         out = run(x, _wider(mask, tokens), *rest, **kwargs)
         return jax.tree.map(lambda y: y[..., tokens:, :], out)
 

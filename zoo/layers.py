@@ -50,6 +50,13 @@ def columns_behind(segments: Array) -> Array:
     return jax.lax.cummin(ends, axis=1, reverse=True) - column[None]
 
 
+def at_columns(x: Array, columns: Array | None) -> Array:
+    """[b,s,...]: x [b,l,...] at `columns` int[b,s]; None: all of it."""
+    if columns is None:
+        return x
+    return jnp.take_along_axis(x, columns.reshape(*columns.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
 def next_column(memory: Memory) -> dict[str, Array]:
     """The one-column batch behind what was read: its place in the history."""
     return {"positions": memory["at"][:, None], "segments": jnp.ones_like(memory["at"])[:, None]}
@@ -159,7 +166,10 @@ class FeedForward(nn.Module):
 
 class Block(nn.Module):
     """One layer. kind: `pre` x + f(LN x), `post` LN(x + f(x)), `ligr` x + sigmoid(W x) * f(LN x),
-    `original` as gSASRec's code: queries and residual from LN x, keys and values from x."""
+    `original` as gSASRec's code: queries and residual from LN x, keys and values from x.
+
+    columns int[b,s]: what stands there is all that is computed, [b,s,d].
+    """
 
     kind: str = "pre"
     heads: int = 1
@@ -171,42 +181,54 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Array, train: bool = False, memory: Memory | None = None
+        self,
+        x: Array,
+        mask: Array,
+        train: bool = False,
+        memory: Memory | None = None,
+        columns: Array | None = None,
     ) -> Array | tuple[Array, Memory]:
         attention = Attention(self.heads, self.dropout, self.dtype, name="attention")
         feed = FeedForward(self.ffn, self.multiplier, self.dropout, self.dtype, name="ffn")
         kept: Memory = {}
+        seen = mask if columns is None else at_columns(mask[:, 0], columns)[:, None]
 
         def attend(q: Array, v: Array) -> Array:
             if memory is None:
-                return attention(q, v, mask, train)
-            y, new = attention(q, v, mask, train, memory)
+                return attention(q, v, seen, train)
+            y, new = attention(q, v, seen, train, memory)
             kept.update(new)
             return y
 
-        y = self._sub(x, "attention", attend, train)
+        y = self._sub(x, "attention", attend, train, columns)
         y = self._sub(y, "ffn", lambda q, _: feed(q, train), train)
         return y if memory is None else (y, kept)
 
-    def _sub(self, x: Array, name: str, layer: Callable, train: bool) -> Array:
+    def _sub(
+        self, x: Array, name: str, layer: Callable, train: bool, columns: Array | None = None
+    ) -> Array:
+        """The layer and what it is added to, at the columns; layer(there, everywhere)."""
         norm = nn.LayerNorm(self.epsilon, dtype=jnp.float32, name=f"{name}_norm")
         drop = Dropout(self.dropout, deterministic=not train, name=f"{name}_dropout")
+        own = at_columns(x, columns)
         if self.kind == "post":
-            return norm(x + drop(layer(x, x)))
+            return norm(own + drop(layer(own, x)))
         z = norm(x)
+        there = at_columns(z, columns)
         if self.kind == "original":
-            return z + drop(layer(z, x))
-        y = drop(layer(z, z))
+            return there + drop(layer(there, x))
+        y = drop(layer(there, z))
         if self.kind == "ligr":
-            y = y * nn.sigmoid(nn.Dense(x.shape[-1], dtype=self.dtype, name=f"{name}_gate")(x))
-        return x + y
+            y = y * nn.sigmoid(nn.Dense(x.shape[-1], dtype=self.dtype, name=f"{name}_gate")(own))
+        return own + y
 
 
 class Stack(nn.Module):
     """`layers` blocks and, unless they are post-norm, a last LayerNorm.
 
     `scan` compiles one layer instead of all (parameters get a leading layer axis); `remat`
-    recomputes a layer's activations in the backward pass.
+    recomputes a layer's activations in the backward pass. columns int[b,s]: the states wanted,
+    [b,s,d]; the last layer computes no others, unless scanned.
     """
 
     layers: int = 2
@@ -227,17 +249,23 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Array, train: bool = False, memory: Memory | None = None
+        self,
+        x: Array,
+        mask: Array,
+        train: bool = False,
+        memory: Memory | None = None,
+        columns: Array | None = None,
     ) -> Array | tuple[Array, Memory]:
         fields = (self.kind, self.heads, self.ffn, self.multiplier, self.dropout, self.epsilon)
         block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         kept: Memory = {}
-        if self.scan:
-            x = self._scanned(block, fields, x, mask, train)
-        for name in () if self.scan else self._names():
+        if self.scan or not self.layers:
+            x = self._scanned(block, fields, x, mask, train) if self.layers else x
+            x = at_columns(x, columns)
+        for i, name in enumerate(() if self.scan else self._names(), 1):
             layer = block(*fields, self.dtype, name=name)
             if memory is None:
-                x = layer(x, mask, train)
+                x = layer(x, mask, train, None, columns if i == self.layers else None)
             else:
                 x, kept[name] = layer(x, mask, train, {"at": memory["at"], **memory[name]})
         last = self.kind != "post" if self.final_norm is None else self.final_norm
@@ -279,6 +307,7 @@ class Trunk(nn.Module):
     """Item vectors of packed histories to states [b,l,d]: positions, dropout, stack.
 
     scale: item vectors times sqrt(d); norm: LayerNorm of item plus position, as BERT has it.
+    columns int[b,s]: the states wanted, [b,s,d].
     """
 
     max_len: int = 50
@@ -295,6 +324,7 @@ class Trunk(nn.Module):
         batch: dict[str, Array],
         train: bool = False,
         memory: Memory | None = None,
+        columns: Array | None = None,
     ) -> Array | tuple[Array, Memory]:
         if memory is not None:
             batch = next_column(memory)
@@ -306,7 +336,8 @@ class Trunk(nn.Module):
         x = x * (batch["segments"] > 0)[:, :, None]
         x = Dropout(self.dropout, name="dropout")(x, deterministic=not train)
         if memory is None:
-            return self.stack(x, segment_mask(batch["segments"], self.causal), train)
+            mask = segment_mask(batch["segments"], self.causal)
+            return self.stack(x, mask, train, columns=columns)
         x, kept = self.stack(x, read_so_far(memory, self.max_len), train, memory)
         return x, {"at": memory["at"] + 1, **kept}
 

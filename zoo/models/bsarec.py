@@ -17,6 +17,7 @@ from zoo.layers import (
     Dropout,
     FeedForward,
     Table,
+    at_columns,
     check_fits,
     columns_behind,
     segment_mask,
@@ -42,21 +43,27 @@ def lowpass(length: int, c: int) -> np.ndarray:
 
 
 class Filter(nn.Module):
-    """LN(x + drop(low + beta^2 (x - low))); mixing [b,l,l] is the low-pass as a matrix."""
+    """LN(x + drop(low + beta^2 (x - low))); mixing [b,s,l] is the low-pass as a matrix, whose rows
+    stand at `columns` int[b,s] of x [b,l,d], None: at all of them."""
 
     dropout: float = 0.5
 
     @nn.compact
-    def __call__(self, x: Array, mixing: Array, train: bool = False) -> Array:
+    def __call__(
+        self, x: Array, mixing: Array, train: bool = False, columns: Array | None = None
+    ) -> Array:
         beta = self.param("beta", nn.initializers.normal(1.0), (x.shape[-1],))
-        low = jnp.einsum("bij,bjd->bid", mixing, x)
+        low, x = jnp.einsum("bij,bjd->bid", mixing, x), at_columns(x, columns)
         y = low + jnp.square(beta)[None, None] * (x - low)
         y = Dropout(self.dropout)(y, deterministic=not train)
         return nn.LayerNorm(EPSILON, name="norm")(x + y)
 
 
 class Block(nn.Module):
-    """alpha filter + (1 - alpha) attention, then feed-forward; alpha 0 is a post-norm SASRec."""
+    """alpha filter + (1 - alpha) attention, then feed-forward; alpha 0 is a post-norm SASRec.
+
+    columns int[b,s]: what stands there is all that is computed, [b,s,d].
+    """
 
     heads: int = 1
     alpha: float = 0.7
@@ -65,21 +72,30 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array, mixing: Array, train: bool = False) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        mask: Array,
+        mixing: Array,
+        train: bool = False,
+        columns: Array | None = None,
+    ) -> Array:
         def residual(x: Array, y: Array, name: str) -> Array:
             y = Dropout(self.dropout, name=f"{name}_dropout")(y, deterministic=not train)
             return nn.LayerNorm(EPSILON, name=f"{name}_norm")(x + y)
 
-        y = Attention(self.heads, self.dropout, self.dtype, name="attention")(x, x, mask, train)
-        attended = residual(x, y, "attention")
-        filtered = Filter(self.dropout, name="filter")(x, mixing, train)
+        own, mixing = at_columns(x, columns), at_columns(mixing, columns)
+        mask = mask if columns is None else at_columns(mask[:, 0], columns)[:, None]
+        y = Attention(self.heads, self.dropout, self.dtype, name="attention")(own, x, mask, train)
+        attended = residual(own, y, "attention")
+        filtered = Filter(self.dropout, name="filter")(x, mixing, train, columns)
         x = self.alpha * filtered + (1 - self.alpha) * attended
         y = FeedForward("gelu", self.multiplier, dtype=self.dtype, name="ffn")(x, train)
         return residual(x, y, "ffn")
 
 
 class BSARecTrunk(nn.Module):
-    """Item vectors of packed prefixes to states [b,l,d].
+    """Item vectors of packed prefixes to states [b,l,d], or [b,s,d] at `columns` int[b,s].
 
     Positions count back from the newest item of a segment (a left-padded window's), so one
     segment is one prefix. Padding never enters the filter, unless `official`: then a row is one
@@ -97,7 +113,13 @@ class BSARecTrunk(nn.Module):
     official: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, batch: dict[str, Array], train: bool = False) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        batch: dict[str, Array],
+        train: bool = False,
+        columns: Array | None = None,
+    ) -> Array:
         check_fits(batch, self.max_len)
         real = batch["segments"] > 0
         later, mixing, mask = self._places(batch["segments"], real)
@@ -108,8 +130,9 @@ class BSARecTrunk(nn.Module):
         x = Dropout(self.dropout, name="dropout")(x, deterministic=not train)
         fields = (self.heads, self.alpha, self.multiplier, self.dropout, self.dtype)
         for i in range(self.layers):
-            x = Block(*fields, name=f"block_{i}")(x, mask, mixing, train)
-        return x
+            asked = columns if i == self.layers - 1 else None
+            x = Block(*fields, name=f"block_{i}")(x, mask, mixing, train, asked)
+        return x if self.layers else at_columns(x, columns)
 
     def _places(self, segments: Array, real: Array) -> tuple[Array, Array, Array]:
         """Columns between each and the newest [b,l], the low-pass [b,l,l], who sees whom."""

@@ -15,6 +15,7 @@ from zoo.layers import (
     Dropout,
     Memory,
     Table,
+    at_columns,
     check_fits,
     init_normal,
     next_column,
@@ -87,7 +88,7 @@ class Layer(nn.Module):
 
 
 class HSTUTrunk(nn.Module):
-    """Item vectors of packed histories to states [b,l,d].
+    """Item vectors of packed histories to states [b,l,d], or [b,s,d] at `columns` int[b,s].
 
     time_bias: `target` (row i is asked at the time of its target, as published), `self` (at its
     own time, so a new event changes no row before it and the history can be read one event at a
@@ -122,6 +123,7 @@ class HSTUTrunk(nn.Module):
         batch: dict[str, Array],
         train: bool = False,
         memory: Memory | None = None,
+        columns: Array | None = None,
     ) -> Array | tuple[Array, Memory]:
         if memory is not None:
             batch = {**batch, **next_column(memory)}
@@ -141,7 +143,9 @@ class HSTUTrunk(nn.Module):
             else:
                 so_far = {"at": memory["at"], **memory[name]}
                 x, kept[name] = layer(x, mask, distance, times, train, so_far)
-        return x if memory is None else (x, {"at": memory["at"] + 1, **clock, **kept})
+        if memory is None:
+            return at_columns(x, columns)
+        return x, {"at": memory["at"] + 1, **clock, **kept}
 
     def _names(self) -> list[str]:
         return [f"layer_{i}" for i in range(self.layers)]

@@ -113,12 +113,11 @@ def mp4sr(
 
     def states(params, x, there, batch, ends, key=None):
         """Unit states [b,s,m,d] at `ends` [b,s]; zero where the segment has no such modality."""
-        m = x.shape[2]
-        rngs = None if key is None else {"dropout": key}
+        m, train = x.shape[2], key is not None
+        own, rngs = {"params": params["trunk"]}, {"dropout": key} if train else None
         every = {k: jnp.tile(batch[k], (m, 1)) for k in ("segments", "positions")}
         x = jnp.moveaxis(x, 2, 0).reshape(-1, *batch["items"].shape[1:], width)
-        h = trunk.apply({"params": params["trunk"]}, x, every, key is not None, rngs=rngs)
-        h = jnp.take_along_axis(h, jnp.tile(ends, (m, 1))[:, :, None], axis=1)
+        h = trunk.apply(own, x, every, train, columns=jnp.tile(ends, (m, 1)), rngs=rngs)
         h = losses.normalise(jnp.moveaxis(h.reshape(m, *ends.shape, width), 0, 2))
         return h * _heard(there, batch["segments"], ends)[..., None]
 

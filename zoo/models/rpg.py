@@ -80,10 +80,10 @@ def rpg(
     def apply(params, holder, method, *args):
         return codes_of(holder).apply({"params": params["items"]}, *args, method=method)
 
-    def states(params, holder, batch, key=None):
+    def states(params, holder, batch, key=None, columns=None):
         x = apply(params, holder, None, jnp.take(holder["codes"], batch["items"], axis=0))
-        rngs = None if key is None else {"dropout": key}
-        return trunk.apply({"params": params["trunk"]}, x, batch, key is not None, rngs=rngs)
+        own, rngs = {"params": params["trunk"]}, None if key is None else {"dropout": key}
+        return trunk.apply(own, x, batch, key is not None, columns=columns, rngs=rngs)
 
     def loss(params, catalogue, batch, key):
         h = states(params, catalogue, batch, key)
@@ -98,9 +98,8 @@ def rpg(
         return {"codes": catalogue["codes"], "valid": catalogue["valid"]}
 
     def encode(params, index, batch):
-        h = states(params, index, batch)
-        h = jnp.take_along_axis(h, batch["query"][:, None, None], axis=1)[:, 0]
-        return apply(params, index, "log_p", h)
+        h = states(params, index, batch, columns=batch["query"][:, None])
+        return apply(params, index, "log_p", h[:, 0])
 
     def match(params, index, query, ids):
         codes = jnp.take(index["codes"], ids, axis=0, mode="clip")  # c levels, or b c levels

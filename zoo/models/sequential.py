@@ -86,7 +86,8 @@ def sequential(
     """A history encoder over item vectors, scored by inner product with the same vectors.
 
     The catalogue's item matrix is computed once a step and shared by input and output (tied).
-    trunk: (x [b,l,d], batch, train) -> states [b,l,d], as layers.Trunk.
+    trunk: (x [b,l,d], batch, train, columns=int[b,s] or None) -> states [b,s,d] at the columns, or
+    [b,l,d], as layers.Trunk.
     """
 
     def init(key, catalogue, batch):
@@ -101,9 +102,9 @@ def sequential(
         rngs = {"dropout": key}
         return items.apply({"params": params["items"]}, catalogue, ids, True, rngs=rngs)
 
-    def states(params, x, batch, train, key=None):
-        rngs = {"dropout": key} if train else None
-        return trunk.apply({"params": params["trunk"]}, x, batch, train, rngs=rngs)
+    def states(params, x, batch, columns, key=None):
+        own, rngs = {"params": params["trunk"]}, None if key is None else {"dropout": key}
+        return trunk.apply(own, x, batch, key is not None, columns=columns, rngs=rngs)
 
     def loss(params, catalogue, batch, key):
         item_key, trunk_key, negative_key, read_key = jax.random.split(key, 4)
@@ -116,8 +117,7 @@ def sequential(
             matrix = lambda: item_vectors(params, catalogue, None, item_key)  # noqa: E731
         x = vectors(batch["items"], HISTORY)
         x, batch, columns, targets = reading.learn(params, x, batch, read_key)
-        h = states(params, x, batch, True, trunk_key)
-        h = h if columns is None else jnp.take_along_axis(h, columns[:, :, None], axis=1)
+        h = states(params, x, batch, columns, trunk_key)
         targets = targets.reshape(-1)
         weights = (targets > 0).astype(jnp.float32)
         q = head.query(params, h.reshape(-1, h.shape[-1]))
@@ -134,7 +134,7 @@ def sequential(
     def encode(params, index, batch):
         x = jnp.take(index["table"], batch["items"], axis=0)
         x, batch, column = reading.ask(params, x, batch)
-        h = jnp.take_along_axis(states(params, x, batch, False), column[:, None, None], axis=1)
+        h = states(params, x, batch, column[:, None])
         return objective.scaled(head.query(params, h[:, 0]))
 
     def match(params, index, query, ids):

@@ -166,8 +166,8 @@ def unisrec(
 
     def queries(params, x, batch, key):
         """States [b s,d] at the ends of the segments."""
-        h = trunk.apply({"params": params["trunk"]}, x, batch, True, rngs={"dropout": key})
-        h = jnp.take_along_axis(h, batch["ends"][:, :, None], axis=1)
+        own, rngs = {"params": params["trunk"]}, {"dropout": key}
+        h = trunk.apply(own, x, batch, True, columns=batch["ends"], rngs=rngs)
         return h.reshape(-1, h.shape[-1])
 
     def pretrain(params, catalogue, batch, key):
