@@ -33,6 +33,7 @@ def dense(queries, weights, table, bias, temperature=1.0, valid=VALID):
     logits = jnp.where(valid[None, :], logits, MASKED)
     own = jnp.take_along_axis(logits, TARGETS[:, None], axis=1)[:, 0]
     losses = jax.nn.logsumexp(logits, axis=1) - own
+    weights = jnp.where(WEIGHTS > 0, weights, 0)  # what has none is left out, and its gradient is 0
     return jnp.sum(losses * weights) / jnp.sum(weights)
 
 
@@ -115,6 +116,24 @@ def test_no_weight_is_no_loss_and_padding_rows_get_no_gradient():
     _, (dq, dtable) = gradient(QUERIES, WEIGHTS, TABLE, BIAS)
     assert np.all(np.array(dq)[[2, 5]] == 0) and np.all(np.array(dtable)[~VALID] == 0)
     assert np.all(np.any(np.array(dtable)[VALID] != 0, axis=1))
+
+
+@pytest.mark.parametrize("real", [0, 1, 5, 6, 15, 16])
+def test_chunks_of_no_weight_are_not_computed(real):
+    """A NaN behind weight 0 never enters; what has weight may stand anywhere."""
+    weights = np.zeros(B, np.float32)
+    weights[np.random.default_rng(real).permutation(B)[:real]] = 1
+
+    def loss(queries, table):
+        return full_softmax(queries, TARGETS, weights, table, VALID, chunk=5)
+
+    queries = np.where(weights[:, None] > 0, QUERIES, np.nan if real in (0, 5, 15) else 0)
+    value, (dq, dtable) = jax.jit(jax.value_and_grad(loss, (0, 1)))(queries, TABLE)
+    logits = np.where(VALID[None], QUERIES @ TABLE.T, MASKED)
+    lse = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
+    every = (lse - np.take_along_axis(logits, TARGETS[:, None], 1)[:, 0])[weights > 0]
+    np.testing.assert_allclose(value, every.mean() if real else 0, rtol=1e-5)
+    assert np.isfinite(dq).all() and np.isfinite(dtable).all()
 
 
 def test_nothing_valid_is_finite():
