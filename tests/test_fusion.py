@@ -7,7 +7,8 @@ import pytest
 
 from pipelines.loader import requests
 from pipelines.schema import Ragged
-from zoo.models import build
+from pipelines.transforms import pack
+from zoo.models import MODELS, build
 from zoo.models.fusion import fuse
 from zoo.scorer import scorer
 
@@ -76,6 +77,28 @@ def test_unknown_way():
 def test_a_model_that_searches_takes_no_prior():
     with pytest.raises(ValueError, match="scores only what it finds"):
         fuse(build("tiger"), fixed(A))
+
+
+@pytest.mark.parametrize("name", ["hstu", "bsarec", "bert4rec", "unisrec", "mp4sr"])
+def test_every_sequential_model_takes_a_prior(name):
+    rows = np.arange(16)
+    valid = (rows > 0) & (rows <= 8)
+    catalogue = {
+        "valid": valid,
+        "popularity": np.where(valid, 9.0 - rows, 0).astype(np.float32),
+        "features": {"text": RNG.normal(size=(16, 4)).astype(np.float32)},
+        "present": {"text": valid},
+    }
+    asked = requests(Ragged.of([[1, 2, 3], [4, 5]]), np.arange(1, 3, dtype=np.int32), 4, 4)
+    model = build(name, width=8, max_len=4, layers=1)
+    batch = pack(Ragged.of([[], [1, 2, 3], [4, 5, 6]]), 4, scheme=MODELS[name].targets)
+    both, light = (fuse(model, build("popularity"), weight=w) for w in (1e3, 0.0))
+    params = both.init(jax.random.key(0), catalogue, batch)
+    found, _ = both.recommend(params, both.index(params, catalogue), asked, 3)
+    np.testing.assert_array_equal(found, [[4, 5, 6], [1, 2, 3]])  # so heavy a prior decides
+    found, _ = light.recommend(params, light.index(params, catalogue), asked, 3)
+    alone, _ = model.recommend(params["a"], model.index(params["a"], catalogue), asked, 3)
+    np.testing.assert_array_equal(found, alone)
 
 
 def test_a_graph_model_and_a_counted_one_fuse():

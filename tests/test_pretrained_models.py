@@ -138,6 +138,35 @@ def test_mp4sr_as_published_pretrains_beside_filling_and_missing_modalities():
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
+def measured(name: str, **fields) -> tuple[float, dict]:
+    """Loss and metrics of pretraining."""
+    params = made(name, "pretrain", **fields)[1]
+    step = compiled(name, "pretrain", **fields)
+    (loss, metrics), _ = step(params, *world()[:2], jax.random.key(1))
+    return float(loss), {k: float(x) for k, x in metrics.items()}
+
+
+def test_pretraining_sums_its_losses_and_augments():
+    loss, own = measured("unisrec", contrast=0.3)
+    np.testing.assert_allclose(loss, own["seq_item"] + 0.3 * own["seq_seq"], rtol=1e-6)
+    _, dropped = measured("unisrec", contrast=0.3, drop_rate=0.9)
+    assert dropped["seq_item"] == own["seq_item"], "one view is the history as it is"
+    assert abs(dropped["seq_seq"] - own["seq_seq"]) > 1e-3
+    loss, own = measured("mp4sr", contrast=0.3)
+    np.testing.assert_allclose(loss, own["nip"] + 0.3 * own["cmcl"], rtol=1e-6)
+    for augmented in ({"drop_rate": 0.9}, {"mix_rate": 0.9}):
+        _, other = measured("mp4sr", contrast=0.3, **augmented)
+        assert all(abs(other[k] - own[k]) > 1e-3 for k in ("nip", "cmcl")), augmented
+
+
+def test_mp4sr_compares_the_states_of_the_text_with_the_others():
+    usual, first, last = (
+        measured("mp4sr", **fields)[1]["cmcl"]
+        for fields in ({}, {"modalities": BOTH}, {"modalities": BOTH[::-1]})
+    )
+    assert usual == first and abs(first - last) > 1e-4
+
+
 @by_loss
 def test_packing_and_padding_change_nothing(name, stage):
     """Several segments a row and one segment a row, in one trace: the same loss."""
@@ -265,7 +294,7 @@ def test_mp4sr_masks_what_is_missing(stage):
     a, b = (index(params, without("image", noise))["table"] for noise in (0.0, 1e3))
     np.testing.assert_array_equal(a, b)
     cold = world()[0]["popularity"] == 0
-    images = np.asarray(a)[:, :8]
+    images = np.asarray(a)[:, 8:]  # text comes first
     np.testing.assert_array_equal(images if stage == "pretrain" else images[cold], 0)
 
 

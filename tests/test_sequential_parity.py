@@ -169,6 +169,15 @@ def bsarec_block(d: dict, i: int) -> dict:
     }
 
 
+@pytest.mark.parametrize("length,c", [(3, 5), (6, 9), (6, 7), (5, 0), (50, 5)])
+def test_lowpass_keeps_the_bins_that_there_are(length, c):
+    kept = np.fft.rfft(np.eye(length), axis=0)
+    kept[c // 2 + 1 :] = 0
+    i, j = np.indices((length, length))
+    low = np.fft.irfft(kept, length, axis=0)
+    np.testing.assert_allclose(lowpass(length, c)[np.abs(i - j)], low, atol=1e-6)
+
+
 def test_bsarec_blocks_with_padding_in_the_filter(bsarec):
     """The published preset: padding enters the transform, attention does not see it.
 

@@ -302,6 +302,34 @@ def test_grafts_that_mean_nothing_are_refused(pretrained):
         fit("unisrec", zoo.load_data(bare, zoo.DataOptions(text="hashed")), stage="transductive")
 
 
+def test_mp4sr_goes_on_from_its_pretraining_and_tells_what_differs(tmp_path, caplog):
+    """As published in both stages; images that each shop describes and standardises by itself."""
+
+    def pictured(name: str, seed: int, scale: float):
+        own, rng = shop(name, seed), np.random.default_rng(seed)
+        image = {"image": scale * rng.normal(size=(21, 4)).astype(np.float32)}
+        source = own.source | {"computed": ["image"]}
+        own = replace(own, features=image, present={"image": np.arange(21) > 0}, source=source)
+        return zoo.load_data(own, HASHED)
+
+    before, here = pictured("a", 0, 1.0), pictured("c", 2, 8.0)
+    first = {"stage": "pretrain", "official": True, **SMALL}
+    zoo.fit("mp4sr", before, tmp_path, SETTINGS, **first)
+    start = zoo.from_pretrained(tmp_path).params
+    still, then = replace(SETTINGS, steps=0), {**first, "stage": "finetune"}
+    for settings in (still, SETTINGS):
+        caplog.clear()
+        fitted, _ = zoo.fit("mp4sr", here, settings=settings, graft=tmp_path, **then)
+        assert "'image' features were computed and standardised among the items of a" in caplog.text
+        assert "'image' features divided by 1, this run's are by 7." in caplog.text
+        assert "official" not in caplog.text
+        moved = np.abs(fitted.params["trunk"]["positions"]["table"]
+                       - start["trunk"]["positions"]["table"]).max()  # fmt: skip
+        assert (moved > 0) == (settings is SETTINGS) and "id" in fitted.params["items"]
+    zoo.fit("mp4sr", here, settings=still, graft=tmp_path, **then | {"official": False})
+    assert "pretrained with official=True, this run has False" in caplog.text
+
+
 def test_grafts_of_another_split_or_of_other_makers_are_refused():
     data = zoo.load_data(shop("c", 2))
     check_split({"data": data.dataset.name, "hash": data.split.hash}, data, "the graft")

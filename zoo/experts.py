@@ -92,8 +92,8 @@ class Pool(nn.Module):
     """x [...,s,f], mask [...,s] to sum_j a_j x_j [...,f], a = softmax_j((x_j W_1 + b_1) W_2 + b_2).
 
     MP4SR's pooling of an item's rows: two linear maps with no activation between. Rows that the
-    mask leaves out are not read. `official` is the published code: the weights stay as they were
-    drawn, and padding rows of zeros take part in the softmax.
+    mask leaves out are not read. `official` is the published code: no gradient reaches the maps, so
+    that nothing but decay moves them, and padding rows of zeros take part in the softmax.
     """
 
     hidden: int = 64

@@ -21,6 +21,8 @@ from zoo.models import fields, older
 from zoo.serve import Pretrained, bundle_of
 
 MAKE = ("kind", "width", "layers", "heads", "scan")  # what makes two encoders alike, and SIZES
+FORWARD = ("official", "c", "alpha", "time_bias")  # what else the same parameters may compute
+SAME_SIZE = 0.1  # by how much features may be divided otherwise
 ITEM_TABLE, USER_TABLE = r"(^|/)items(/id)?/table$", r"(^|/)users/table$"  # a row each
 log = logging.getLogger("zoo")
 
@@ -57,6 +59,7 @@ def pretrained_for(
     if theirs != model:
         raise ValueError(f"the graft was pretrained as {theirs}; this model is {model}.")
     _check_align(bundle, chosen or {})
+    _tell_fields(bundle, chosen or {})
     check_split(bundle.split, data, "the graft")
     if known - set(data.dataset.features) and not renamed:
         raise ValueError(
@@ -83,6 +86,7 @@ def pretrained_for(
             f"which mean nothing on text='{mine}' features of {data.dataset.name}: use "
             "--text hashed for both, the same space in every data set."
         )
+    _tell_features(bundle, data, known)
     _check_codes(bundle, data)
     if encoding and "encoding" in bundle.config:
         _check_make(bundle.bundle, data, encoding)
@@ -110,6 +114,32 @@ def _check_align(bundle: Pretrained, chosen: dict) -> None:
             f"the graft's positions are counted from the {theirs}, this model's from the {mine}: "
             f"take --model.align {theirs}."
         )
+
+
+def _tell_fields(bundle: Pretrained, chosen: dict) -> None:
+    """Warn where the same parameters compute something else here."""
+    known = fields(bundle.config["model"])
+    for name in (k for k in FORWARD if k in known):
+        mine = chosen.get(name, known[name][1])
+        if (theirs := bundle.config["fields"].get(name, known[name][1])) != mine:
+            log.warning("the graft was pretrained with %s=%s, this run has %s: its parameters were"
+                        " fitted to another computation", name, theirs, mine)  # fmt: skip
+
+
+def _tell_features(bundle: Pretrained, data: Data, known: set[str]) -> None:
+    """Warn of features that each data set computes by itself, and of those of another size."""
+    own, there = data.dataset.source, bundle.split.get("data")
+    for m in sorted((known & set(own.get("computed", ()))) - {"text"}):
+        if there != data.dataset.name:
+            log.warning("the graft's '%s' features were computed and standardised among the items"
+                        " of %s, here among those of %s: they are taken to mean the same",
+                        m, there, data.dataset.name)  # fmt: skip
+    for m in sorted(known):
+        theirs = bundle.bundle.features.get(m, {}).get("divided_by", 1.0)
+        mine = own.get("divided_by", {}).get(m, 1.0)
+        if abs(mine / theirs - 1) > SAME_SIZE:
+            log.warning("the graft read '%s' features divided by %.3g, this run's are by %.3g",
+                        m, theirs, mine)  # fmt: skip
 
 
 def _read(bundle: Pretrained) -> set[str]:

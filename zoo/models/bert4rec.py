@@ -27,11 +27,12 @@ def hidden_columns(key: Array, segments: Array, rate: float, last: float) -> Arr
     """int32 [b,s]: columns to guess, -1 for none.
 
     Each item is hidden with probability `rate`; in a share `last` of the rows only the newest
-    item of every segment is. s is three standard deviations above the mean: what would not fit
-    stays visible.
+    item of every segment is. s is three standard deviations above the mean, and at least one column
+    in three where there are such rows: what would not fit stays visible.
     """
     b, length = segments.shape
-    s = min(length, int(np.ceil(rate * length + 3 * np.sqrt(rate * length))))
+    s = int(np.ceil(rate * length + 3 * np.sqrt(rate * length)))
+    s = min(length, max(s, length // 3 if last else 0))
     newest = newest_columns(segments)
     cloze_key, row_key, order_key = jax.random.split(key, 3)
     cloze = jax.random.uniform(cloze_key, segments.shape) < rate

@@ -33,10 +33,11 @@ EPSILON = 1e-12
 def lowpass(length: int, c: int) -> np.ndarray:
     """float32 [length]: how much of x_j the low-passed x_i holds, by |i - j|.
 
-    Keeping the bins 0 .. c//2 of a transform of real numbers over `length` positions is a
-    circulant matrix of cosines; as a matrix it follows the segments of a packed row.
+    Keeping the bins 0 .. c//2 of a transform of real numbers over `length` positions, or all
+    length//2 + 1 that there are, is a circulant matrix of cosines; as a matrix it follows the
+    segments of a packed row.
     """
-    bins = np.arange(c // 2 + 1)
+    bins = np.arange(min(c, length) // 2 + 1)
     twice = np.where((bins == 0) | (2 * bins == length), 1.0, 2.0)
     angles = 2 * np.pi * np.outer(np.arange(length), bins) / length
     return (np.cos(angles) @ twice / length).astype(np.float32)

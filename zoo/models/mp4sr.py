@@ -12,7 +12,8 @@ MP4SR (Zhang et al. 2023, arXiv 2303.11879), for any number of modalities m that
 Several rows an item, which Pool weighs, are made by `zoo embed --sentences 10`, or come from the
 caller: features [n,s,f] with catalogue["rows"] bool[n,s].
 What an item lacks has no term in its sum, and a history without a modality no say in that stream.
-The order of `modalities` matters to CMCL, which is not symmetric: the paper has (text, image).
+The order of `modalities` matters to CMCL, which is not symmetric: the first one's states are its
+rows, which in the paper are the text's, as here where none are named.
 Train:  zoo train mp4sr --data amazon-beauty --out runs/mp4sr
 """
 
@@ -45,7 +46,7 @@ class Streams(nn.Module):
     """
 
     width: int = 64
-    modalities: tuple[str, ...] | None = None  # None: all that the catalogue has
+    modalities: tuple[str, ...] | None = None  # None: all that the catalogue has, text first
     with_id: bool = False
     experts: int = 8
     dropout: float = 0.2
@@ -54,6 +55,7 @@ class Streams(nn.Module):
     @nn.compact
     def __call__(self, catalogue: dict, ids: Array | None = None, train: bool = False):
         names = wanted(catalogue, self.modalities)
+        names = sorted(names, key=lambda m: m != "text") if self.modalities is None else names
         x = jnp.stack([self._content(m)(catalogue, ids, train) for m in names], axis=-2)
         there = jnp.stack([present(catalogue, m, ids) for m in names], axis=-1)
         if not self.with_id:
