@@ -12,6 +12,8 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -19,6 +21,7 @@ from experiments import EXPERIMENTS
 from reach import COMMIT, RESULTS, hardware
 
 STEPS = 60
+CODE = Path(__file__).resolve().parent.parent
 ROWS = (
     "sasrec-beauty",
     "bsarec-decayed-beauty",
@@ -45,23 +48,26 @@ def one(name: str, kept: bool, root: Path) -> dict[str, float]:
     return {"ms": 1e3 * fitted.seconds / STEPS, "peak_mib": round(peak)}
 
 
-def apart(name: str, kept: bool, root: Path) -> dict[str, float]:
-    """`one` in its own process, on the first core that this one may use."""
-    command = [sys.executable, __file__, "--data", str(root), "--one", name, *["--kept"] * kept]
+def apart(name: str, kept: bool, root: Path, code: Path = CODE) -> dict[str, float]:
+    """`one` by the repository in `code`, in its own process, on the first core that this one may
+    use."""
+    script = str(code / "benchmarks" / "allocator.py")
+    root = str(root.resolve())
+    command = [sys.executable, script, "--data", root, "--one", name, *["--kept"] * kept]
     plain = {k: x for k, x in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC"))}
-    plain["JAX_PLATFORMS"] = "cpu"
+    plain |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(code)}
     core = {min(os.sched_getaffinity(0))}
-    how = {"env": plain, "preexec_fn": lambda: os.sched_setaffinity(0, core)}
+    how = {"env": plain, "cwd": code, "preexec_fn": lambda: os.sched_setaffinity(0, core)}
     told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, **how)
     return json.loads(told.stdout.splitlines()[-1])
 
 
-def beside(name: str, rounds: int, root: Path) -> dict:
-    """Both, turn about: the ratios of a round's two, and the medians."""
-    pairs = [(apart(name, False, root), apart(name, True, root)) for _ in range(rounds)]
-    ratios = sorted(plain["ms"] / kept["ms"] for plain, kept in pairs)
+def beside(name: str, rounds: int, ways: dict[str, Callable[[], dict]]) -> dict:
+    """Two ways, turn about: the ratios of a round's two, and the medians."""
+    pairs = [[measure() for measure in ways.values()] for _ in range(rounds)]
+    ratios = sorted(first["ms"] / second["ms"] for first, second in pairs)
     row: dict = {"name": name, "ratio": median(ratios), "range": [ratios[0], ratios[-1]]}
-    for at, how in enumerate(("as_it_is", "kept")):
+    for at, how in enumerate(ways):
         row[how] = {k: median(pair[at][k] for pair in pairs) for k in ("ms", "peak_mib")}
     return row
 
@@ -77,7 +83,8 @@ def main() -> None:
         return print(json.dumps(one(args.one, args.kept, args.data)))
     told = {"commit": COMMIT, "hardware": hardware(), "rounds": args.rounds, "rows": []}
     for name in ROWS:
-        told["rows"].append(beside(name, args.rounds, args.data))
+        ways = {how: partial(apart, name, how == "kept", args.data) for how in ("as_it_is", "kept")}
+        told["rows"].append(beside(name, args.rounds, ways))
         print(json.dumps(told["rows"][-1]), flush=True)
         (RESULTS / "allocator.json").write_text(json.dumps(told, indent=1) + "\n")
 

@@ -8,9 +8,10 @@ from conftest import FIXTURES
 
 from zoo.flops import matmul_flops
 from zoo.items import Items
-from zoo.layers import Dropout, Stack, Trunk, segment_mask
+from zoo.layers import Dropout, Stack, Trunk
 from zoo.models.bsarec import BSARecTrunk
 from zoo.models.hstu import HSTUTrunk
+from zoo.places import segment_mask
 
 HIGHEST = jax.default_matmul_precision("highest")
 

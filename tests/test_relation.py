@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 
-from zoo.layers import segment_mask
+from zoo.places import segment_mask
 from zoo.relation import RelationBlock, SetEncoder
 
 HIGHEST = jax.default_matmul_precision("highest")

@@ -12,22 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from zoo.names import check
+from zoo.places import at_columns, segment_mask
 from zoo.recommender import ReadAgain
 
 Array = jax.Array
 KINDS, FEEDS = ("pre", "post", "ligr", "original"), ("relu", "gelu", "swiglu")
 init_normal = nn.initializers.normal(0.02)
-
-
-def segment_mask(segments: Array, causal: bool = True) -> Array:
-    """bool[b,1,l,l]: a query sees its own segment, with `causal` only itself and what came before.
-
-    Padding (segment 0) sees padding only, so no row is fully masked.
-    """
-    same = segments[:, :, None] == segments[:, None, :]
-    length = segments.shape[1]
-    earlier = jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]
-    return (same & earlier[None] if causal else same)[:, None]
 
 
 Memory = dict  # what a causal trunk keeps of the columns it has read; `extend` adds one
@@ -36,25 +26,6 @@ Memory = dict  # what a causal trunk keeps of the columns it has read; `extend` 
 def remembered(memory: Memory, name: str, new: Array) -> Array:
     """[b,l,...] of the columns so far, `new` [b,1,...] written at memory['at'] int[b]."""
     return memory[name].at[jnp.arange(len(new)), memory["at"]].set(new[:, 0])
-
-
-def newest_columns(segments: Array) -> Array:
-    """bool [b,l]: the last column of each segment, and of the padding where that ends no row."""
-    return segments != jnp.pad(segments[:, 1:], ((0, 0), (0, 1)))
-
-
-def columns_behind(segments: Array) -> Array:
-    """int32 [b,l]: how many columns of its (contiguous) segment stand behind each."""
-    column = jnp.arange(segments.shape[1], dtype=jnp.int32)
-    ends = jnp.where(newest_columns(segments), column[None], segments.shape[1] - 1)
-    return jax.lax.cummin(ends, axis=1, reverse=True) - column[None]
-
-
-def at_columns(x: Array, columns: Array | None) -> Array:
-    """[b,s,...]: x [b,l,...] at `columns` int[b,s]; None: all of it."""
-    if columns is None:
-        return x
-    return jnp.take_along_axis(x, columns.reshape(*columns.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 def next_column(memory: Memory) -> dict[str, Array]:
@@ -191,7 +162,7 @@ class Block(nn.Module):
         attention = Attention(self.heads, self.dropout, self.dtype, name="attention")
         feed = FeedForward(self.ffn, self.multiplier, self.dropout, self.dtype, name="ffn")
         kept: Memory = {}
-        seen = mask if columns is None else at_columns(mask[:, 0], columns)[:, None]
+        seen = at_columns(mask, columns, axis=2)
 
         def attend(q: Array, v: Array) -> Array:
             if memory is None:
@@ -259,13 +230,13 @@ class Stack(nn.Module):
         fields = (self.kind, self.heads, self.ffn, self.multiplier, self.dropout, self.epsilon)
         block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         kept: Memory = {}
-        if self.scan or not self.layers:
-            x = self._scanned(block, fields, x, mask, train) if self.layers else x
-            x = at_columns(x, columns)
-        for i, name in enumerate(() if self.scan else self._names(), 1):
+        names = [] if self.scan else self._names()
+        x = self._scanned(block, fields, x, mask, train) if self.scan else x
+        x = x if names else at_columns(x, columns)
+        for name in names:
             layer = block(*fields, self.dtype, name=name)
             if memory is None:
-                x = layer(x, mask, train, None, columns if i == self.layers else None)
+                x = layer(x, mask, train, None, columns if name == names[-1] else None)
             else:
                 x, kept[name] = layer(x, mask, train, {"at": memory["at"], **memory[name]})
         last = self.kind != "post" if self.final_norm is None else self.final_norm

@@ -58,8 +58,7 @@ def pretrained_for(
     theirs, known = bundle.config["model"], _read(bundle)
     if theirs != model:
         raise ValueError(f"the graft was pretrained as {theirs}; this model is {model}.")
-    _check_align(bundle, chosen or {})
-    _tell_fields(bundle, chosen or {})
+    _check_fields(bundle, chosen or {})
     check_split(bundle.split, data, "the graft")
     if known - set(data.dataset.features) and not renamed:
         raise ValueError(
@@ -104,26 +103,21 @@ def flops_of(graft: Pretrained | str | Path | None) -> float | None:
     return (graft if isinstance(graft, Pretrained) else bundle_of(graft)).config.get("flops")
 
 
-def _check_align(bundle: Pretrained, chosen: dict) -> None:
-    """Positions counted from the other end have tables of the same shape."""
+def _check_fields(bundle: Pretrained, chosen: dict) -> None:
+    """Raise ValueError where positions are counted from the other end, whose tables have the same
+    shape; warn where the same parameters compute something else here."""
     model = bundle.config["model"]
-    theirs = {**older(model), **bundle.config["fields"]}.get("align")
-    mine = chosen.get("align", theirs and fields(model)["align"][1])
-    if theirs != mine:
+    usual = {k: default for k, (_, default) in fields(model).items()}
+    theirs, mine = {**usual, **older(model), **bundle.config["fields"]}, {**usual, **chosen}
+    differ = {k for k in usual if theirs[k] != mine[k]}
+    if "align" in differ:
         raise ValueError(
-            f"the graft's positions are counted from the {theirs}, this model's from the {mine}: "
-            f"take --model.align {theirs}."
+            f"the graft's positions are counted from the {theirs['align']}, this model's from the "
+            f"{mine['align']}: take --model.align {theirs['align']}."
         )
-
-
-def _tell_fields(bundle: Pretrained, chosen: dict) -> None:
-    """Warn where the same parameters compute something else here."""
-    known = fields(bundle.config["model"])
-    for name in (k for k in FORWARD if k in known):
-        mine = chosen.get(name, known[name][1])
-        if (theirs := bundle.config["fields"].get(name, known[name][1])) != mine:
-            log.warning("the graft was pretrained with %s=%s, this run has %s: its parameters were"
-                        " fitted to another computation", name, theirs, mine)  # fmt: skip
+    for name in (k for k in FORWARD if k in differ):
+        log.warning("the graft was pretrained with %s=%s, this run has %s: its parameters were"
+                    " fitted to another computation", name, theirs[name], mine[name])  # fmt: skip
 
 
 def _tell_features(bundle: Pretrained, data: Data, known: set[str]) -> None:

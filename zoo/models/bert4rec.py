@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.items import Items
-from zoo.layers import Stack, Trunk, init_normal, newest_columns
+from zoo.layers import Stack, Trunk, init_normal
 from zoo.models.sequential import ALIGN, Head, Reading, counted_back, sequential, tied
 from zoo.names import check
 from zoo.objectives import Objective
+from zoo.places import newest_columns
 from zoo.recommender import Recommender
 
 Array = jax.Array

@@ -12,18 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.items import Items
-from zoo.layers import (
-    Attention,
-    Dropout,
-    FeedForward,
-    Table,
-    at_columns,
-    check_fits,
-    columns_behind,
-    segment_mask,
-)
+from zoo.layers import Attention, Dropout, FeedForward, Table, check_fits
 from zoo.models.sequential import Reading, next_item, sequential
 from zoo.objectives import Objective
+from zoo.places import at_columns, columns_behind, segment_mask
 from zoo.recommender import Recommender
 
 Array = jax.Array
@@ -86,7 +78,7 @@ class Block(nn.Module):
             return nn.LayerNorm(EPSILON, name=f"{name}_norm")(x + y)
 
         own, mixing = at_columns(x, columns), at_columns(mixing, columns)
-        mask = mask if columns is None else at_columns(mask[:, 0], columns)[:, None]
+        mask = at_columns(mask, columns, axis=2)
         y = Attention(self.heads, self.dropout, self.dtype, name="attention")(own, x, mask, train)
         attended = residual(own, y, "attention")
         filtered = Filter(self.dropout, name="filter")(x, mixing, train, columns)

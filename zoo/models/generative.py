@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from zoo import trie as tries
 from zoo.decode import generate, generate_freely
 from zoo.encoders.t5 import KeysValues, T5Stack
-from zoo.layers import init_normal, segment_mask
+from zoo.layers import init_normal
 from zoo.losses import mean
+from zoo.places import segment_mask
 from zoo.recommender import Recommender
 
 Array = jax.Array

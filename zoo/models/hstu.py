@@ -15,17 +15,16 @@ from zoo.layers import (
     Dropout,
     Memory,
     Table,
-    at_columns,
     check_fits,
     init_normal,
     next_column,
     read_so_far,
     remembered,
-    segment_mask,
 )
 from zoo.models.sequential import aligned, sequential
 from zoo.names import check
 from zoo.objectives import Objective
+from zoo.places import at_columns, segment_mask
 from zoo.recommender import ReadAgain, Recommender
 
 Array = jax.Array

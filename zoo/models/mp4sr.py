@@ -28,6 +28,7 @@ from zoo.augment import complementary_mixup, drop_items
 from zoo.contrast import cmcl, nip
 from zoo.experts import Content, present, read, wanted
 from zoo.layers import Stack, Table, Trunk, check_fits
+from zoo.models import sequential
 from zoo.objectives import Objective
 from zoo.recommender import Incremental, Recommender
 from zoo.retrieval import dot_match
@@ -115,11 +116,10 @@ def mp4sr(
 
     def states(params, x, there, batch, ends, key=None):
         """Unit states [b,s,m,d] at `ends` [b,s]; zero where the segment has no such modality."""
-        m, train = x.shape[2], key is not None
-        own, rngs = {"params": params["trunk"]}, {"dropout": key} if train else None
+        m = x.shape[2]
         every = {k: jnp.tile(batch[k], (m, 1)) for k in ("segments", "positions")}
         x = jnp.moveaxis(x, 2, 0).reshape(-1, *batch["items"].shape[1:], width)
-        h = trunk.apply(own, x, every, train, columns=jnp.tile(ends, (m, 1)), rngs=rngs)
+        h = sequential.states(trunk, params, x, every, key, jnp.tile(ends, (m, 1)))
         h = losses.normalise(jnp.moveaxis(h.reshape(m, *ends.shape, width), 0, 2))
         return h * _heard(there, batch["segments"], ends)[..., None]
 

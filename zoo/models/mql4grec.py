@@ -22,9 +22,10 @@ from jax import lax
 from zoo import trie as tries
 from zoo.decode import generate
 from zoo.encoders.t5 import KeysValues, encoder_decoder
-from zoo.layers import init_normal, segment_mask
+from zoo.layers import init_normal
 from zoo.losses import mean
 from zoo.models.generative import Speller, check_beam, existing
+from zoo.places import segment_mask
 from zoo.recommender import Recommender
 
 Array = jax.Array

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from zoo.layers import Stack, Trunk, init_normal
 from zoo.losses import mean, normalise
+from zoo.models import sequential
 from zoo.models.generative import one_vocabulary
 from zoo.recommender import Recommender
 from zoo.scorer import scorer
@@ -82,8 +83,7 @@ def rpg(
 
     def states(params, holder, batch, key=None, columns=None):
         x = apply(params, holder, None, jnp.take(holder["codes"], batch["items"], axis=0))
-        own, rngs = {"params": params["trunk"]}, None if key is None else {"dropout": key}
-        return trunk.apply(own, x, batch, key is not None, columns=columns, rngs=rngs)
+        return sequential.states(trunk, params, x, batch, key, columns)
 
     def loss(params, catalogue, batch, key):
         h = states(params, catalogue, batch, key)

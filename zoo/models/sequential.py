@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from zoo.items import Items
-from zoo.layers import columns_behind
 from zoo.names import check
 from zoo.objectives import HISTORY, Objective
+from zoo.places import columns_behind
 from zoo.recommender import Incremental, Recommender
 from zoo.retrieval import dot_match
 from zoo.scorer import scorer
@@ -76,6 +76,20 @@ class Head(NamedTuple):
 tied = Head(lambda key, width, rows: {}, lambda params, h: h, lambda params, x, ids=None: x)
 
 
+def states(
+    trunk: nn.Module,
+    params: dict,
+    x: Array,
+    batch: dict[str, Array],
+    key: Array | None = None,
+    columns: Array | None = None,
+) -> Array:
+    """[b,l,d], or [b,s,d] at `columns` int[b,s], of the trunk of params["trunk"]; with a key, as in
+    training."""
+    own, rngs = {"params": params["trunk"]}, None if key is None else {"dropout": key}
+    return trunk.apply(own, x, batch, key is not None, columns=columns, rngs=rngs)
+
+
 def sequential(
     items: Items,
     trunk: nn.Module,
@@ -102,10 +116,6 @@ def sequential(
         rngs = {"dropout": key}
         return items.apply({"params": params["items"]}, catalogue, ids, True, rngs=rngs)
 
-    def states(params, x, batch, columns, key=None):
-        own, rngs = {"params": params["trunk"]}, None if key is None else {"dropout": key}
-        return trunk.apply(own, x, batch, key is not None, columns=columns, rngs=rngs)
-
     def loss(params, catalogue, batch, key):
         item_key, trunk_key, negative_key, read_key = jax.random.split(key, 4)
         if objective.name == "ce":
@@ -117,7 +127,7 @@ def sequential(
             matrix = lambda: item_vectors(params, catalogue, None, item_key)  # noqa: E731
         x = vectors(batch["items"], HISTORY)
         x, batch, columns, targets = reading.learn(params, x, batch, read_key)
-        h = states(params, x, batch, columns, trunk_key)
+        h = states(trunk, params, x, batch, trunk_key, columns)
         targets = targets.reshape(-1)
         weights = (targets > 0).astype(jnp.float32)
         q = head.query(params, h.reshape(-1, h.shape[-1]))
@@ -134,7 +144,7 @@ def sequential(
     def encode(params, index, batch):
         x = jnp.take(index["table"], batch["items"], axis=0)
         x, batch, column = reading.ask(params, x, batch)
-        h = states(params, x, batch, column[:, None])
+        h = states(trunk, params, x, batch, columns=column[:, None])
         return objective.scaled(head.query(params, h[:, 0]))
 
     def match(params, index, query, ids):

@@ -34,7 +34,7 @@ from zoo.experts import Content, Experts, present, read, wanted
 from zoo.layers import Stack, Table, Trunk
 from zoo.models.candidate import by_candidate
 from zoo.models.coded import CodedItems, seen_rows, with_one_table
-from zoo.models.sequential import sequential
+from zoo.models.sequential import sequential, states
 from zoo.names import check
 from zoo.objectives import Objective
 from zoo.recommender import Recommender
@@ -166,8 +166,7 @@ def unisrec(
 
     def queries(params, x, batch, key):
         """States [b s,d] at the ends of the segments."""
-        own, rngs = {"params": params["trunk"]}, {"dropout": key}
-        h = trunk.apply(own, x, batch, True, columns=batch["ends"], rngs=rngs)
+        h = states(trunk, params, x, batch, key, batch["ends"])
         return h.reshape(-1, h.shape[-1])
 
     def pretrain(params, catalogue, batch, key):
